@@ -1,0 +1,1 @@
+"""Ways to answer a request; each is a `base.Backend`."""

@@ -1,0 +1,423 @@
+"""A local model: the gateway's side of one engine process.
+
+Starts the process by exec, never by a bare fork beside gRPC's threads, and speaks frames over a socket pair. The process's
+end, however it comes, is one typed failure for each of its streams and for nobody else's. Never imports `llama_cpp`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import secrets
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+
+import structlog
+
+from inferwire.v1 import inference_pb2 as pb
+from inferwire.v1 import models_pb2
+from inferwire_server import errors, wire
+from inferwire_server.config import EngineSettings
+from inferwire_server.engine.v1 import engine_pb2
+from inferwire_server.files import ModelFile
+
+from .base import Call, Occupancy
+from .mailbox import Mailbox
+
+log = structlog.get_logger()
+
+BACKEND_ID = "local"
+# What an engine process may know of the gateway's environment: how to find its libraries, and nothing secret.
+KEPT_ENVIRONMENT = (
+    "PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV",
+    "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "LLAMA_CPP_LIB_PATH", "OMP_NUM_THREADS",
+)  # fmt: skip
+NUM_LOG_LINES_KEPT = 20
+WATCH_INTERVAL_SECONDS = 0.5
+
+Progress = Callable[[models_pb2.LoadProgress], None]
+
+
+class LocalBackend:
+    """One model in one engine process.
+
+    `load` starts it, `unload` ends it, and `on_exit` is called when it ends by itself after it was loaded. An object
+    serves one process: to start a model again, make a new one.
+    """
+
+    id = BACKEND_ID
+    display_name = "llama.cpp"
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        file: ModelFile,
+        config: models_pb2.LoadConfig,
+        settings: EngineSettings,
+        on_exit: Callable[[], None],
+    ) -> None:
+        self.model = model
+        self.instance_id = secrets.token_hex(8)
+        self._file = file
+        self._config = config
+        self._settings = settings
+        self._on_exit = on_exit
+        self._info: models_pb2.Model | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._loaded: asyncio.Future[models_pb2.Model] | None = None
+        self._progress: Progress = lambda progress: None
+        self._ids = itertools.count(1)
+        self._mailboxes: dict[int, Mailbox] = {}
+        self._generated: dict[int, int] = {}
+        self._queries: dict[int, asyncio.Future[engine_pb2.AnswerReport]] = {}
+        self._last_report = time.monotonic()
+        self._last_step = engine_pb2.StepReport()
+        self._end: errors.ServingError | None = None
+        self._is_unloading = False
+        self._stderr: deque[str] = deque(maxlen=NUM_LOG_LINES_KEPT)
+
+    def __repr__(self) -> str:
+        pid = self._process.pid if self._process else None
+        state = "ended" if self._end else "loaded" if self._info else "not loaded"
+        return f"<LocalBackend {self.model} [{state} | pid {pid} | streams {len(self._mailboxes)}]>"
+
+    # Its life.
+
+    async def load(self, on_progress: Progress) -> models_pb2.Model:
+        """Starts the process and loads the model; returns what it is.
+
+        Raises errors.ServingError when it cannot be loaded. Whoever cancels this ends the process.
+        """
+        self._progress = on_progress
+        on_progress(models_pb2.LoadProgress(stage=models_pb2.LOAD_STAGE_STARTING))
+        self._loaded = asyncio.get_running_loop().create_future()
+        try:
+            path = await self._start()
+            self._send(
+                engine_pb2.Command(
+                    load=engine_pb2.LoadCommand(
+                        path=path,
+                        model=self.model,
+                        instance_id=self.instance_id,
+                        config=self._config,
+                        max_decode_step_seconds=self._settings.max_decode_step_seconds,
+                        max_prefill_step_seconds=self._settings.max_prefill_step_seconds,
+                        max_prompt_bytes=self._settings.max_prompt_bytes,
+                    )
+                )
+            )
+            self._info = await self._loaded
+        except BaseException as error:
+            if isinstance(error, errors.ServingError) and error.detail:
+                log.warning("load_failed", model=self.model, reason=error.reason, detail=error.detail)
+            await self.unload(errors.LoadCancelled("the load was stopped"))
+            raise
+        return self._info
+
+    async def unload(self, error: errors.ServingError | None = None) -> None:
+        """Ends the process and, with `error`, the streams that are left. A second call waits for the same end."""
+        self._is_unloading = True
+        self._fail_all(error or errors.ModelUnloaded("the model was unloaded", metadata={"model": self.model}))
+        self._kill()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        if self._writer is not None:
+            self._writer.close()
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether it answers requests."""
+        return self._info is not None and self._end is None
+
+    @property
+    def model_info(self) -> models_pb2.Model:
+        """What the loaded model is. RuntimeError before it was loaded."""
+        if self._info is None:
+            raise RuntimeError(f"{self!r} is not loaded")
+        return self._info
+
+    @property
+    def pid(self) -> int | None:
+        """The engine process, once it was started."""
+        return self._process.pid if self._process else None
+
+    # Questions.
+
+    @property
+    def capabilities(self) -> models_pb2.Capabilities:
+        """What the model can do."""
+        return self._info.capabilities if self._info else models_pb2.Capabilities()
+
+    @property
+    def default_model(self) -> str:
+        """Its one model."""
+        return self.model
+
+    @property
+    def available_models(self) -> list[str]:
+        """Its one model, once loaded."""
+        return [self.model] if self.is_loaded else []
+
+    @property
+    def occupancy(self) -> Occupancy:
+        """How busy it is, as of the last step."""
+        return Occupancy(
+            streams_in_flight=len(self._mailboxes),
+            queue_length=self._last_step.waiting,
+            parallel_sequences=self._info.config.parallel_sequences if self._info else 0,
+            queue_capacity=self._settings.queue_capacity,
+            cells_used=self._last_step.cells_used,
+        )
+
+    def is_healthy(self) -> bool:
+        """Whether it would answer now."""
+        return self.is_loaded
+
+    # Requests.
+
+    async def stream(self, request: pb.CompleteRequest, call: Call) -> AsyncIterator[pb.StreamCompleteResponse]:
+        """See `Backend.stream`."""
+        self._admit()
+        self._check_supported(request)
+        sequence_id = next(self._ids)
+        mailbox = self._mailboxes[sequence_id] = Mailbox()
+        submit = engine_pb2.SubmitCommand(
+            sequence_id=sequence_id,
+            request_id=call.request_id,
+            request=request,
+            time_limit_seconds=call.time_limit_seconds,
+            deadline_seconds=call.deadline_seconds,
+        )
+        try:
+            self._send(engine_pb2.Command(submit=submit))
+            async for event in mailbox:
+                yield event
+        except errors.ServingError as error:
+            error.metadata["tokensEmitted"] = str(self._generated.get(sequence_id, 0))
+            raise
+        finally:
+            del self._mailboxes[sequence_id]
+            self._generated.pop(sequence_id, None)
+            if not mailbox.ended:
+                self._send(engine_pb2.Command(cancel=engine_pb2.CancelCommand(sequence_id=sequence_id)))
+
+    async def count_tokens(self, request: pb.CompleteRequest) -> pb.CountTokensResponse:
+        """Counts the tokens of a request."""
+        self._check_supported(request)
+        return (await self._ask(engine_pb2.QueryCommand(count_tokens=request))).count_tokens
+
+    async def tokenize(self, request: pb.TokenizeRequest) -> pb.TokenizeResponse:
+        """Splits a text."""
+        return (await self._ask(engine_pb2.QueryCommand(tokenize=request))).tokenize
+
+    async def detokenize(self, request: pb.DetokenizeRequest) -> pb.DetokenizeResponse:
+        """Joins tokens."""
+        return (await self._ask(engine_pb2.QueryCommand(detokenize=request))).detokenize
+
+    def _admit(self) -> None:
+        """Refuses a request before any work when the process is gone or its queue is full."""
+        if self._end is not None:
+            raise self._failure()
+        limit = self.model_info.config.parallel_sequences + self._settings.queue_capacity
+        if len(self._mailboxes) >= limit:
+            raise errors.QueueFull(
+                "the model's queue is full; retry later, or on another replica",
+                metadata={"model": self.model, "queueCapacity": str(self._settings.queue_capacity)},
+            )
+
+    def _check_supported(self, request: pb.CompleteRequest) -> None:
+        """Refuses what the engine cannot honour; nothing is dropped."""
+        violations = []
+        chat = request.chat
+        if request.HasField("response_format"):
+            violations.append(("response_format", "local models do not constrain answers yet"))
+        if chat.tools or chat.HasField("tool_choice") or chat.HasField("parallel_tool_calls"):
+            violations.append(("chat.tools", "local models do not call tools yet"))
+        if chat.HasField("reasoning"):
+            violations.append(("chat.reasoning", "local models do not separate reasoning yet"))
+        for index, message in enumerate(chat.messages):
+            for place, part in enumerate(message.parts):
+                if part.HasField("image") or part.tool_result.images:
+                    violations.append((f"chat.messages[{index}].parts[{place}].image", "local models read no images yet"))
+        if violations:
+            raise errors.UnsupportedByBackend(
+                "the model cannot honour a field of the request",
+                metadata={"model": self.model, "backend": self.id},
+                violations=violations,
+            )
+
+    async def _ask(self, query: engine_pb2.QueryCommand) -> engine_pb2.AnswerReport:
+        if self._end is not None:
+            raise self._failure()
+        query.query_id = next(self._ids)
+        answer = asyncio.get_running_loop().create_future()
+        self._queries[query.query_id] = answer
+        try:
+            self._send(engine_pb2.Command(query=query))
+            report = await answer
+        finally:
+            del self._queries[query.query_id]
+        if report.HasField("error"):
+            raise wire.unpack_error(report.error)
+        return report
+
+    def _failure(self) -> errors.ServingError:
+        """Returns a copy of the failure, because each stream adds its own metadata."""
+        assert self._end is not None, "asked for the end of a process that runs"
+        return type(self._end)(self._end.message, metadata=self._end.metadata)
+
+    # The process.
+
+    async def _start(self) -> str:
+        """Starts the process. Returns the model's path as the process opens it."""
+        ours, theirs = socket.socketpair()
+        with theirs, self._file.opened() as (path, file_fds):
+            environment = {key: os.environ[key] for key in KEPT_ENVIRONMENT if key in os.environ}
+            # Without it ggml starts a debugger on its own process when it aborts.
+            environment["GGML_NO_BACKTRACE"] = "1"
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "inferwire_server.engine",
+                str(theirs.fileno()),
+                str(os.getpid()),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+                pass_fds=(theirs.fileno(), *file_fds),
+                env=environment,
+            )
+        reader, self._writer = await asyncio.open_connection(sock=ours)
+        self._last_report = time.monotonic()
+        self._tasks = [
+            asyncio.create_task(self._read(reader), name=f"engine {self.model}: read"),
+            asyncio.create_task(self._read_stderr(), name=f"engine {self.model}: log"),
+            asyncio.create_task(self._watch(), name=f"engine {self.model}: watch"),
+        ]
+        return path
+
+    def _kill(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+
+    def _send(self, command: engine_pb2.Command) -> None:
+        if self._writer is not None and self._end is None:
+            self._writer.write(wire.frame(command))
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        frames = wire.FrameReader()
+        try:
+            while data := await reader.read(1 << 16):
+                for payload in frames.feed(data):
+                    self._take(engine_pb2.Report.FromString(payload))
+        except OSError as error:
+            log.info("engine_socket_failed", model=self.model, error=str(error))
+        self._fail_all(
+            errors.EngineCrashed(
+                "the engine process ended; it is being started again", metadata={"model": self.model}
+            )
+        )
+        # Its socket is closed, so it is ending or of no use.
+        self._kill()
+        assert self._process is not None, "read before it was started"
+        code = await self._process.wait()
+        if self._info is not None and not self._is_unloading:
+            log.error("engine_ended", model=self.model, exit_code=code, last_lines=list(self._stderr))
+            self._on_exit()
+
+    async def _read_stderr(self) -> None:
+        assert self._process is not None and self._process.stderr is not None, "started without a pipe"
+        stream = self._process.stderr
+        while True:
+            try:
+                line = await stream.readline()
+            except ValueError:
+                continue  # a line beyond the reader's limit was dropped
+            if not line:
+                return
+            text = line.decode("utf-8", "replace").rstrip()
+            self._stderr.append(text)
+            log.debug("engine", model=self.model, line=text)
+
+    async def _watch(self) -> None:
+        """Ends a process that makes no progress with work in flight, or in its load."""
+        assert self._process is not None, "watched before it was started"
+        ended = asyncio.create_task(self._process.wait())
+        while not (await asyncio.wait([ended], timeout=WATCH_INTERVAL_SECONDS))[0]:
+            idle_seconds = time.monotonic() - self._last_report
+            if not self._info and idle_seconds > self._settings.load_stall_seconds:
+                self._stalled(errors.LoadStalled("the load made no progress", metadata={"model": self.model}))
+            elif not self._mailboxes:
+                self._last_report = time.monotonic()
+            elif idle_seconds > self._settings.stall_seconds:
+                self._stalled(
+                    errors.EngineStalled("the engine made no progress", metadata={"model": self.model})
+                )
+
+    def _stalled(self, error: errors.ServingError) -> None:
+        log.error("engine_stalled", model=self.model, last_lines=list(self._stderr))
+        self._fail_all(error)
+        self._kill()
+
+    # What the process tells.
+
+    def _take(self, report: engine_pb2.Report) -> None:
+        self._last_report = time.monotonic()
+        match report.WhichOneof("report"):
+            case "step":
+                self._last_step = report.step
+                for entry in report.step.sequences:
+                    self._take_events(entry)
+            case "refused":
+                self._take_events(report.refused)
+            case "answer":
+                answer = self._queries.get(report.answer.query_id)
+                if answer is not None and not answer.done():
+                    answer.set_result(report.answer)
+            case "load_progress":
+                self._progress(report.load_progress)
+            case "loaded" if self._loaded is not None and not self._loaded.done():
+                self._loaded.set_result(report.loaded.model)
+            case "load_failed" if self._loaded is not None and not self._loaded.done():
+                self._loaded.set_exception(wire.unpack_error(report.load_failed))
+
+    def _take_events(self, entry: engine_pb2.SequenceEvents) -> None:
+        mailbox = self._mailboxes.get(entry.sequence_id)
+        if mailbox is None:
+            return  # cancelled meanwhile
+        self._generated[entry.sequence_id] = entry.generated_tokens
+        mailbox.put(entry.events)
+        if entry.HasField("error"):
+            mailbox.fail(wire.unpack_error(entry.error))
+
+    def _fail_all(self, error: errors.ServingError) -> None:
+        """Ends everything that waits for the process. The first reason counts."""
+        if self._end is None:
+            self._end = error
+        for mailbox in self._mailboxes.values():
+            mailbox.fail(self._failure())
+        for answer in self._queries.values():
+            if not answer.done():
+                answer.set_exception(self._failure())
+        if self._loaded is not None and not self._loaded.done():
+            if isinstance(self._end, errors.EngineCrashed):
+                # A process that dies while it loads was killed by the file.
+                self._loaded.set_exception(
+                    errors.ModelFileInvalid(
+                        "the file is not a model that this server can load",
+                        metadata={"model": self.model},
+                        detail="; ".join(self._stderr),
+                    )
+                )
+            else:
+                self._loaded.set_exception(self._failure())
+            self._loaded.exception()  # seen: a cancelled load does not ask for it

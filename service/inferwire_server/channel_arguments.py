@@ -1,0 +1,25 @@
+"""The server's channel arguments. A test proves that each key exists in gRPC's core, which ignores unknown ones."""
+
+from __future__ import annotations
+
+MAX_MESSAGE_BYTES = 32 << 20
+
+OPTIONS: tuple[tuple[str, int], ...] = (
+    # A second server on the port must fail, not share it.
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_concurrent_streams", 1024),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # A peer that vanished is found within 40 s.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # Clients may ping every 5 s through a long silent prompt; strikes would end such connections (GOAWAY
+    # too_many_pings).
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_ping_strikes", 0),
+    # Connections end now and then, so that clients behind a plain TCP balancer spread over new replicas.
+    ("grpc.max_connection_age_ms", 30 * 60_000),
+    ("grpc.max_connection_age_grace_ms", 10 * 60_000),
+    ("grpc.server_handshake_timeout_ms", 10_000),
+)

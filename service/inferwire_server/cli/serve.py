@@ -1,0 +1,118 @@
+"""`inferwire serve`: runs the server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pathlib
+import sys
+from typing import Any
+
+import click
+
+from inferwire_server import __version__
+
+
+def _model(
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> dict[str, Any] | None:
+    models = {}
+    for value in values:
+        name, separator, path = value.partition("=")
+        if not separator or not name or not path:
+            raise click.BadParameter(f"{value!r} is not NAME=PATH")
+        models[name] = {"path": path}
+    return models or None
+
+
+@click.command()
+@click.option(
+    "--config",
+    type=click.Path(dir_okay=False, path_type=pathlib.Path),
+    envvar="INFERWIRE_CONFIG",
+    help="Configuration file.  [default: inferwire.toml here, if there is one]",
+)
+@click.option("--address", metavar="HOST:PORT", help="Where to listen.  [default: 127.0.0.1:50051]")
+@click.option(
+    "--model",
+    "models",
+    metavar="NAME=PATH",
+    multiple=True,
+    callback=_model,
+    help="Load the GGUF file at PATH and serve it as NAME. May be repeated. Without any: the demo model.",
+)
+@click.option(
+    "--model-root",
+    "model_roots",
+    metavar="DIR",
+    multiple=True,
+    help="Let clients load files beneath DIR. May be repeated.",
+)
+@click.option("--default-model", metavar="NAME", help="The model for requests that name none.")
+@click.option(
+    "--scripted", is_flag=True, default=None, help="Serve the model 'scripted', which says what it is told."
+)
+@click.option(
+    "--insecure", is_flag=True, default=None, help="Allow an address that other machines can reach."
+)
+@click.option(
+    "--reflection/--no-reflection", default=None, help="Serve reflection.  [default: on loopback only]"
+)
+@click.option("--log-format", type=click.Choice(["text", "json"]), help="How to log.  [default: text]")
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    help="How much to log.  [default: info]",
+)
+def serve(config: pathlib.Path | None, model_roots: tuple[str, ...], **flags: Any) -> None:
+    """Run the server until Ctrl-C.
+
+    \b
+    inferwire serve                                  serves the small demo model
+    inferwire serve --model qwen=~/models/qwen.gguf  serves a file of yours
+    inferwire serve --model-root ~/models            lets clients load files of a directory
+
+    Flags outrank the environment (INFERWIRE_ADDRESS and so on), which outranks the configuration file. The first
+    Ctrl-C lets running answers finish, the second ends at once.
+    """
+    # gRPC's core would print its own words about a port in use above ours.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    # Imported late, so that --help and a wrong flag answer at once.
+    from inferwire_server import config as configuration
+    from inferwire_server import logs
+    from inferwire_server.server import AddressInUse, Server
+
+    try:
+        settings = configuration.load(config, flags={**flags, "model_roots": list(model_roots) or None})
+    except configuration.ConfigError as error:
+        _fail(str(error))
+    logs.configure(format=settings.log_format, level=settings.log_level)
+
+    async def run() -> None:
+        # Made inside the loop that it will live in, as grpc.aio asks.
+        await Server(settings).run(_announce)
+
+    try:
+        asyncio.run(run())
+    except AddressInUse as error:
+        _fail(str(error))
+
+
+def _announce(server: Any) -> None:
+    names = [model.name for model in server.registry.models()]
+    host = server.settings.host
+    address = f"[{host}]:{server.port}" if ":" in host else f"{host}:{server.port}"
+    click.echo(f"inferwire {__version__} listens on {address}")
+    click.echo(f"Models: {', '.join(names) or 'none; load one with: inferwire load NAME PATH'}")
+    click.echo("Talk to it from another terminal:  inferwire chat" + _address_flag(address))
+    click.echo("Ctrl-C ends it.")
+    sys.stdout.flush()
+
+
+def _address_flag(address: str) -> str:
+    return "" if address == "127.0.0.1:50051" else f" --address {address}"
+
+
+def _fail(message: str) -> None:
+    click.echo(f"Error: {message}", err=True)
+    sys.exit(2)

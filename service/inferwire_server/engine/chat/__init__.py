@@ -1,0 +1,1 @@
+"""Conversations as text: the model's own chat template."""

@@ -1,0 +1,296 @@
+"""Steps: schedule, compute, update, tell. One thread owns every sequence, the scheduler, the cells and the llama context.
+
+Others only put a command into the inbox. A step is short, because its length bounds everything else: cancel, deadline,
+the stall between a long prompt and running streams.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import time
+from collections import defaultdict
+from collections.abc import Callable
+
+from google.protobuf.duration_pb2 import Duration
+
+from inferwire.v1 import inference_pb2 as pb
+from inferwire_server import errors, wire
+
+from .runner import BatchRejected, Runner, Sampler
+from .scheduler import Scheduler, StepBudget
+from .sequence import Phase, Sequence
+from .v1 import engine_pb2
+
+log = logging.getLogger(__name__)
+
+Command = Sequence | int | None
+"""What the inbox holds: a sequence to begin, the id of one to cancel, or None to stop."""
+
+
+class Engine:
+    """The loop. `emit` is called with one report per step, also when it tells no more than that a step was taken."""
+
+    def __init__(
+        self,
+        *,
+        runner: Runner,
+        scheduler: Scheduler,
+        budget: StepBudget,
+        emit: Callable[[engine_pb2.StepReport], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._runner = runner
+        self._scheduler = scheduler
+        self._budget = budget
+        self._emit = emit
+        self._clock = clock
+        self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._sequences: dict[int, Sequence] = {}
+        self._samplers: dict[int, Sampler] = {}
+        self._events: defaultdict[int, engine_pb2.SequenceEvents] = defaultdict(engine_pb2.SequenceEvents)
+
+    def __repr__(self) -> str:
+        return f"<Engine [{self._scheduler!r} | {self._budget!r} | inbox {self._inbox.qsize()}]>"
+
+    def submit(self, sequence: Sequence) -> None:
+        """Begins a sequence. From any thread."""
+        self._inbox.put(sequence)
+
+    def cancel(self, sequence_id: int) -> None:
+        """Ends a sequence at the next step, without a word; unknown ids are ignored. From any thread."""
+        self._inbox.put(sequence_id)
+
+    def stop(self) -> None:
+        """Ends `run` at the next step. From any thread."""
+        self._inbox.put(None)
+
+    def run(self) -> None:
+        """Steps until `stop`. Sleeps while there is nothing to do. The calling thread is the engine thread."""
+        while self._take_commands():
+            self.step()
+
+    def run_until_idle(self) -> None:
+        """Steps until no sequence is left; for a warm-up, and for tests. `stop` must not have been called."""
+        while not self._inbox.empty() or self._sequences:
+            self._take_commands()
+            self.step()
+
+    def step(self) -> None:
+        """Takes one step and emits its report."""
+        self._expire(self._clock())
+        batch = self._scheduler.schedule(self._budget.tokens(self._scheduler.num_decoding))
+        begin = self._clock()
+        for sequence in batch.admitted:
+            sequence.admitted = begin
+            self._samplers[sequence.sequence_id] = self._new_sampler(sequence)
+        if batch.chunks:
+            num_prompt_tokens = batch.num_prompt_tokens
+            num_decoding = self._scheduler.num_decoding
+            try:
+                rows = self._runner.decode(batch)
+            except BatchRejected as error:
+                log.error("batch rejected: %s; %r", error, self)
+                for chunk in batch.chunks:
+                    self._fail(chunk.sequence, errors.Internal("the engine could not compute this request"))
+            else:
+                self._scheduler.computed(batch)
+                now = self._clock()
+                for chunk, row in zip(batch.chunks, rows, strict=True):
+                    self._advance(chunk.sequence, row, now)
+                self._budget.observe(
+                    num_prompt_tokens=num_prompt_tokens, num_decoding=num_decoding, seconds=self._clock() - begin
+                )
+        self._tell_queue_positions()
+        self._send()
+
+    # The inbox.
+
+    def _take_commands(self) -> bool:
+        """Takes what is in the inbox, and waits for something while there is no work. False means stop."""
+        while True:
+            idle = not (self._scheduler.waiting or self._scheduler.running)
+            try:
+                command = self._inbox.get(block=idle)
+            except queue.Empty:
+                return True
+            if command is None:
+                return False
+            if isinstance(command, Sequence):
+                self._sequences[command.sequence_id] = command
+                self._scheduler.add(command)
+            elif command in self._sequences:
+                self._drop(self._sequences[command])
+                # Nobody may be left to step for, and still the gateway must see that the cells are free.
+                self._events.pop(command, None)
+                self._send()
+
+    def _expire(self, now: float) -> None:
+        for sequence in list(self._sequences.values()):
+            if sequence.deadline is not None and now >= sequence.deadline:
+                self._fail(sequence, errors.DeadlineExceeded("the call's deadline passed"))
+            elif now >= sequence.time_limit:
+                self._finish(sequence, pb.Completion(finish_reason=pb.FINISH_REASON_TIME_LIMIT), now)
+
+    # One sequence's share of a step.
+
+    def _advance(self, sequence: Sequence, row: int, now: float) -> None:
+        """Takes what the step computed for a sequence: prefill progress, or the next token."""
+        if sequence.want_progress and sequence.prefilled is None:
+            done = min(sequence.num_computed, len(sequence.prompt))
+            progress = pb.PrefillProgress(processed_tokens=done, total_tokens=len(sequence.prompt))
+            self._tell(sequence, pb.StreamCompleteResponse(progress=pb.Progress(prefill=progress)))
+        if sequence.phase is not Phase.DECODE:
+            return
+        if sequence.prefilled is None:
+            sequence.prefilled = now
+            if sequence.max_tokens == 0:
+                self._finish(sequence, pb.Completion(finish_reason=pb.FINISH_REASON_LENGTH), now)
+                return
+        token = self._runner.sample(row, self._samplers[sequence.sequence_id])
+        self._take_token(sequence, row, token)
+        end = self._end_of(sequence, token, self._clock())
+        if end is not None:
+            self._finish(sequence, end, self._clock())
+
+    def _take_token(self, sequence: Sequence, row: int, token: int) -> None:
+        now = self._clock()
+        sequence.first_token = sequence.first_token or now
+        sequence.last_token = now
+        repeats = bool(sequence.generated) and sequence.generated[-1] == token
+        sequence.num_repeats = sequence.num_repeats + 1 if repeats else 1
+        sequence.generated.append(token)
+        if sequence.want_token_ids:
+            sequence.pending_token_ids.append(token)
+        if sequence.want_logprobs:
+            sequence.pending_logprobs.append(self._logprob(sequence, row, token))
+
+    def _end_of(self, sequence: Sequence, token: int, now: float) -> pb.Completion | None:
+        """Tells a token's text. Returns why the answer ends with this token, or None."""
+        vocabulary = self._runner.vocabulary
+        if token in sequence.stop_tokens:
+            return pb.Completion(finish_reason=pb.FINISH_REASON_STOP, stop_token=token)
+        if vocabulary.ends_generation(token):
+            return pb.Completion(finish_reason=pb.FINISH_REASON_STOP, eos_token=token)
+        self._tell_text(sequence, sequence.text.push(vocabulary.piece(token)))
+        if sequence.text.stop is not None:
+            return pb.Completion(finish_reason=pb.FINISH_REASON_STOP_STRING, stop_string=sequence.text.stop)
+        if sequence.repetition_limit and sequence.num_repeats >= sequence.repetition_limit:
+            return pb.Completion(finish_reason=pb.FINISH_REASON_REPETITION)
+        if len(sequence.generated) >= sequence.max_tokens:
+            return pb.Completion(finish_reason=pb.FINISH_REASON_LENGTH)
+        return None
+
+    def _finish(self, sequence: Sequence, completion: pb.Completion, now: float) -> None:
+        if sequence.text.stop is None:
+            self._tell_text(sequence, sequence.text.finish())
+            if sequence.text.stop is not None:
+                # The very last bytes completed a stop text.
+                completion = pb.Completion(
+                    finish_reason=pb.FINISH_REASON_STOP_STRING, stop_string=sequence.text.stop
+                )
+        completion.usage.prompt_tokens = len(sequence.prompt)
+        completion.usage.completion_tokens = len(sequence.generated)
+        completion.timing.CopyFrom(_timing(sequence, now))
+        if sequence.want_message:
+            completion.message.role = pb.ROLE_ASSISTANT
+            if sequence.answer:
+                completion.message.parts.add(text="".join(sequence.answer))
+        completion.token_ids.extend(sequence.pending_token_ids)
+        completion.logprobs.extend(sequence.pending_logprobs)
+        self._tell(sequence, pb.StreamCompleteResponse(completion=completion))
+        self._drop(sequence)
+
+    def _fail(self, sequence: Sequence, error: errors.ServingError) -> None:
+        self._report(sequence).error.CopyFrom(wire.pack_error(error))
+        self._drop(sequence)
+
+    def _drop(self, sequence: Sequence) -> None:
+        """Frees everything that a sequence holds."""
+        del self._sequences[sequence.sequence_id]
+        slot = self._scheduler.remove(sequence)
+        if slot is not None:
+            self._runner.clear(slot)
+        sampler = self._samplers.pop(sequence.sequence_id, None)
+        if sampler is not None:
+            sampler.close()
+
+    def _new_sampler(self, sequence: Sequence) -> Sampler:
+        forbidden = self._runner.vocabulary.end_tokens() if sequence.ignore_eos else ()
+        sampler = self._runner.new_sampler(sequence.sampling, forbidden=forbidden)
+        sampler.accept(sequence.prompt)
+        return sampler
+
+    # What is told.
+
+    def _report(self, sequence: Sequence) -> engine_pb2.SequenceEvents:
+        report = self._events[sequence.sequence_id]
+        report.sequence_id = sequence.sequence_id
+        report.generated_tokens = len(sequence.generated)
+        return report
+
+    def _tell(self, sequence: Sequence, event: pb.StreamCompleteResponse) -> None:
+        report = self._report(sequence)
+        if not sequence.has_started:
+            sequence.has_started = True
+            report.events.add(started=sequence.started)
+        report.events.append(event)
+
+    def _tell_text(self, sequence: Sequence, text: str) -> None:
+        if not text:
+            return
+        delta = pb.TextDelta(
+            text=text, token_ids=sequence.pending_token_ids, logprobs=sequence.pending_logprobs
+        )
+        sequence.pending_token_ids = []
+        sequence.pending_logprobs = []
+        if sequence.want_message:
+            sequence.answer.append(text)
+        self._tell(sequence, pb.StreamCompleteResponse(text=delta))
+
+    def _tell_queue_positions(self) -> None:
+        for position, sequence in enumerate(self._scheduler.waiting):
+            if sequence.want_progress and sequence.queue_position != position:
+                sequence.queue_position = position
+                progress = pb.Progress(queue=pb.QueueProgress(position=position))
+                self._tell(sequence, pb.StreamCompleteResponse(progress=progress))
+
+    def _logprob(self, sequence: Sequence, row: int, token: int) -> pb.TokenLogprob:
+        piece = self._runner.vocabulary.piece
+        logprob, top = self._runner.logprobs(row, token, sequence.num_top_logprobs)
+        return pb.TokenLogprob(
+            token_id=token,
+            piece=piece(token, special=True),
+            logprob=logprob,
+            top=[
+                pb.TopLogprob(token_id=candidate, piece=piece(candidate, special=True), logprob=value)
+                for candidate, value in top
+            ],
+        )
+
+    def _send(self) -> None:
+        report = engine_pb2.StepReport(
+            sequences=self._events.values(),
+            running=len(self._scheduler.running),
+            waiting=len(self._scheduler.waiting),
+            cells_used=self._scheduler.cells.num_used,
+        )
+        self._events.clear()
+        self._emit(report)
+
+
+def _timing(sequence: Sequence, now: float) -> pb.Timing:
+    def duration(begin: float, end: float) -> Duration:
+        message = Duration()
+        message.FromNanoseconds(max(0, round((end - begin) * 1e9)))
+        return message
+
+    timing = pb.Timing(
+        queued=duration(sequence.arrived, sequence.admitted or now), total=duration(sequence.arrived, now)
+    )
+    if sequence.admitted is not None:
+        timing.prefill.CopyFrom(duration(sequence.admitted, sequence.prefilled or now))
+    if sequence.first_token is not None and sequence.last_token is not None:
+        timing.time_to_first_token.CopyFrom(duration(sequence.arrived, sequence.first_token))
+        timing.decode.CopyFrom(duration(sequence.first_token, sequence.last_token))
+    return timing

@@ -1,0 +1,381 @@
+"""llama.cpp behind the engine's `Runner`: the only place that loads a model and calls `llama_decode`.
+
+Low-level bindings of llama-cpp-python only. Everything but the vocabulary belongs to the engine thread.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import llama_cpp
+import numpy as np
+
+from inferwire.v1 import models_pb2
+from inferwire_server import errors
+
+from .runner import BatchRejected
+from .sampler import LlamaSampler
+from .scheduler import Batch
+from .sequence import SamplingParams
+
+DEFAULT_CONTEXT_LENGTH = 4096
+DEFAULT_PARALLEL_SEQUENCES = 8
+DEFAULT_BATCH_SIZE = 512
+# llama.cpp rounds each sequence's buffer up to this many cells.
+CELLS_MULTIPLE = 256
+
+_CACHE_TYPES = {
+    models_pb2.CACHE_TYPE_F32: (0, 4.0),
+    models_pb2.CACHE_TYPE_F16: (1, 2.0),
+    models_pb2.CACHE_TYPE_Q4_0: (2, 18 / 32),
+    models_pb2.CACHE_TYPE_Q4_1: (3, 20 / 32),
+    models_pb2.CACHE_TYPE_Q5_0: (6, 22 / 32),
+    models_pb2.CACHE_TYPE_Q5_1: (7, 24 / 32),
+    models_pb2.CACHE_TYPE_Q8_0: (8, 34 / 32),
+    models_pb2.CACHE_TYPE_BF16: (30, 2.0),
+}
+"""Our type -> (ggml_type of ggml.h, bytes per element)."""
+
+_FLASH_ATTENTION = {
+    models_pb2.FLASH_ATTENTION_AUTO: llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO,
+    models_pb2.FLASH_ATTENTION_ON: llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+    models_pb2.FLASH_ATTENTION_OFF: llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+}
+
+_ROPE_SCALING = {
+    models_pb2.ROPE_SCALING_NONE: llama_cpp.LLAMA_ROPE_SCALING_TYPE_NONE,
+    models_pb2.ROPE_SCALING_LINEAR: llama_cpp.LLAMA_ROPE_SCALING_TYPE_LINEAR,
+    models_pb2.ROPE_SCALING_YARN: llama_cpp.LLAMA_ROPE_SCALING_TYPE_YARN,
+    models_pb2.ROPE_SCALING_LONGROPE: llama_cpp.LLAMA_ROPE_SCALING_TYPE_LONGROPE,
+}
+
+# Enum llama_ftype of include/llama.h, the types that files of the field have.
+_FILE_TYPES = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M",
+    13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS", 20: "IQ2_XS",
+    21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S",
+    29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16",
+}  # fmt: skip
+
+
+@llama_cpp.llama_log_callback
+def _log_to_stderr(level: int, text: bytes, user_data: object) -> None:
+    # ggml_log_level of ggml.h: DEBUG is 1, ERROR 4, CONT 5. The gateway reads this pipe into its own log.
+    if level != 1:
+        sys.stderr.write(text.decode("utf-8", "replace"))
+
+
+class LlamaVocabulary:
+    """A model's vocabulary. Its calls only read the model, so any thread may make them."""
+
+    def __init__(self, model: Any) -> None:
+        self._vocab = llama_cpp.llama_model_get_vocab(model)
+        self.num_tokens: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
+        self.piece = functools.lru_cache(maxsize=65536)(self._piece)
+
+    @property
+    def handle(self) -> Any:
+        """The C pointer, for samplers."""
+        return self._vocab
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Returns the tokens of a text."""
+        data = text.encode()
+        room = len(data) + 8
+        tokens = (llama_cpp.llama_token * room)()
+        count = llama_cpp.llama_tokenize(self._vocab, data, len(data), tokens, room, add_special, parse_special)
+        if count < 0:
+            tokens = (llama_cpp.llama_token * -count)()
+            count = llama_cpp.llama_tokenize(
+                self._vocab, data, len(data), tokens, -count, add_special, parse_special
+            )
+        return list(tokens[:count])
+
+    def _piece(self, token: int, *, special: bool = False) -> bytes:
+        room = 64
+        buffer = ctypes.create_string_buffer(room)
+        size = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, room, 0, special)
+        if size < 0:
+            buffer = ctypes.create_string_buffer(-size)
+            size = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, -size, 0, special)
+        return buffer.raw[:size]
+
+    def ends_generation(self, token: int) -> bool:
+        """Whether the model says with this token that its answer ends."""
+        return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
+
+    @functools.cache  # noqa: B019  one vocabulary per process
+    def end_tokens(self) -> list[int]:
+        """Returns every token that ends a generation."""
+        return [token for token in range(self.num_tokens) if self.ends_generation(token)]
+
+    def special_text(self, which: str) -> str:
+        """Returns the text of the "bos" or "eos" token; empty when the model has none."""
+        token = getattr(llama_cpp, f"llama_vocab_{which}")(self._vocab)
+        return "" if token < 0 else self._piece(token, special=True).decode("utf-8", "replace")
+
+
+class LlamaRunner:
+    """A loaded model with its context.
+
+    Raises errors.ModelFileInvalid, InvalidRequest or InsufficientMemory when it cannot be made. `progress` is called with
+    0 to 1 while the file is read.
+    """
+
+    def __init__(
+        self, path: str, asked: models_pb2.LoadConfig, *, progress: Callable[[float], None] = lambda fraction: None
+    ) -> None:
+        llama_cpp.llama_log_set(_log_to_stderr, ctypes.c_void_p(0))
+        llama_cpp.llama_backend_init()
+
+        @llama_cpp.llama_progress_callback
+        def on_progress(fraction: float, user_data: object) -> bool:
+            progress(fraction)
+            return True
+
+        params = self._model_params(asked)
+        params.progress_callback = on_progress
+        self._model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
+        if not self._model:
+            raise errors.ModelFileInvalid("the file is not a model that this server can load")
+        if llama_cpp.llama_model_has_encoder(self._model) or not llama_cpp.llama_model_has_decoder(self._model):
+            raise errors.ModelFileInvalid("the model is not a decoder; it cannot complete text")
+        self.vocabulary = LlamaVocabulary(self._model)
+        self.config = self._resolve(asked)
+        self._check_memory()
+        self._context = llama_cpp.llama_init_from_model(self._model, self._context_params())
+        if not self._context:
+            raise errors.InsufficientMemory("the model's context could not be made with this config")
+        self._memory = llama_cpp.llama_get_memory(self._context)
+        self._capacity = self.config.batch_size
+        self._batch = llama_cpp.llama_batch_init(self._capacity, 0, 1)
+        for index in range(self._capacity):
+            self._batch.n_seq_id[index] = 1
+
+    def __repr__(self) -> str:
+        return f"<LlamaRunner [{self.description.architecture} | {self.config.parallel_sequences} slots]>"
+
+    @functools.cached_property
+    def description(self) -> models_pb2.Model:
+        """What the file says of itself, with the config in force."""
+        file_type = llama_cpp.llama_model_ftype(self._model)
+        return models_pb2.Model(
+            architecture=self._metadata("general.architecture"),
+            parameters=llama_cpp.llama_model_n_params(self._model),
+            quantization=_FILE_TYPES.get(file_type, ""),
+            context_length=self.config.context_length,
+            training_context_length=llama_cpp.llama_model_n_ctx_train(self._model),
+            size_bytes=llama_cpp.llama_model_size(self._model),
+            config=self.config,
+        )
+
+    @functools.cached_property
+    def chat_template(self) -> str:
+        """The Jinja template of the file; empty when it has none."""
+        text = llama_cpp.llama_model_chat_template(self._model, None)
+        return text.decode("utf-8", "replace") if text else ""
+
+    def decode(self, batch: Batch) -> list[int]:
+        """Computes a batch; see `Runner.decode`."""
+        llama = self._batch
+        index = 0
+        rows = []
+        for chunk in batch.chunks:
+            for offset, token in enumerate(chunk.tokens):
+                llama.token[index] = token
+                llama.pos[index] = chunk.position + offset
+                llama.seq_id[index][0] = chunk.slot
+                llama.logits[index] = False
+                index += 1
+            if chunk.wants_logits:
+                llama.logits[index - 1] = True
+            rows.append(index - 1 if chunk.wants_logits else -1)
+        llama.n_tokens = index
+        code = llama_cpp.llama_decode(self._context, llama)
+        if code in (1, -1):
+            # 1: no room in the cache; -1: malformed batch. In both cases the context is unchanged (include/llama.h).
+            raise BatchRejected(f"llama_decode returned {code}")
+        if code != 0:
+            raise RuntimeError(f"llama_decode returned {code}")
+        return rows
+
+    def new_sampler(self, sampling: SamplingParams, *, forbidden: Iterable[int] = ()) -> LlamaSampler:
+        """Returns a sampler that never draws the `forbidden` tokens."""
+        return LlamaSampler(
+            self.vocabulary.handle,
+            sampling,
+            num_vocab=self.vocabulary.num_tokens,
+            context_length=self.config.context_length,
+            forbidden=forbidden,
+        )
+
+    def sample(self, row: int, sampler: LlamaSampler) -> int:
+        """Draws a token from a row of the last batch, and tells the sampler."""
+        return int(llama_cpp.llama_sampler_sample(sampler.chain, self._context, row))
+
+    def logprobs(self, row: int, token: int, num_top: int) -> tuple[float, list[tuple[int, float]]]:
+        """Returns ln softmax in float64; see `Runner.logprobs`."""
+        pointer = llama_cpp.llama_get_logits_ith(self._context, row)
+        logits = np.ctypeslib.as_array(pointer, shape=(self.vocabulary.num_tokens,)).astype(np.float64)
+        logits -= logits.max()
+        logits -= np.log(np.exp(logits).sum())
+        top: list[tuple[int, float]] = []
+        if num_top:
+            best = np.argpartition(-logits, num_top)[:num_top] if num_top < logits.size else np.arange(logits.size)
+            best = best[np.argsort(-logits[best], kind="stable")]
+            top = [(int(candidate), float(logits[candidate])) for candidate in best]
+        return float(logits[token]), top
+
+    def clear(self, slot: int) -> None:
+        """Empties a slot's cells, and makes sure that they are empty."""
+        llama_cpp.llama_memory_seq_rm(self._memory, slot, -1, -1)
+        if llama_cpp.llama_memory_seq_pos_max(self._memory, slot) != -1:
+            raise RuntimeError(f"slot {slot} could not be cleared")
+
+    def _resolve(self, asked: models_pb2.LoadConfig) -> models_pb2.LoadConfig:
+        """Returns the config in force: defaults filled in, impossible values refused."""
+        config = models_pb2.LoadConfig()
+        config.CopyFrom(asked)
+        trained = llama_cpp.llama_model_n_ctx_train(self._model)
+        if not config.HasField("context_length"):
+            config.context_length = min(trained, DEFAULT_CONTEXT_LENGTH)
+        elif config.context_length > trained and not config.HasField("rope"):
+            raise errors.InvalidRequest(
+                "the context is longer than the model's own; set config.rope to stretch it",
+                violations=[("config.context_length", f"at most {trained} without rope")],
+            )
+        if config.deterministic:
+            config.parallel_sequences = 1
+        elif not config.HasField("parallel_sequences"):
+            config.parallel_sequences = DEFAULT_PARALLEL_SEQUENCES
+        if not config.HasField("batch_size"):
+            config.batch_size = max(DEFAULT_BATCH_SIZE, config.parallel_sequences)
+        if config.batch_size < config.parallel_sequences:
+            raise errors.InvalidRequest(
+                "a step must have room for one token of each sequence",
+                violations=[("config.batch_size", f"at least parallel_sequences ({config.parallel_sequences})")],
+            )
+        if not config.HasField("micro_batch_size"):
+            config.micro_batch_size = min(config.batch_size, DEFAULT_BATCH_SIZE)
+        if not config.HasField("threads"):
+            config.threads = num_usable_cores()
+        if not config.HasField("batch_threads"):
+            config.batch_threads = config.threads
+        config.key_cache_type = config.key_cache_type or models_pb2.CACHE_TYPE_F16
+        config.value_cache_type = config.value_cache_type or models_pb2.CACHE_TYPE_F16
+        config.flash_attention = config.flash_attention or models_pb2.FLASH_ATTENTION_AUTO
+        if not config.HasField("mmap"):
+            config.mmap = True
+        if not config.HasField("mlock"):
+            config.mlock = False
+        config.deterministic = asked.deterministic
+        return config
+
+    @staticmethod
+    def _model_params(asked: models_pb2.LoadConfig) -> Any:
+        params = llama_cpp.llama_model_default_params()
+        if asked.HasField("gpu_layers"):
+            params.n_gpu_layers = asked.gpu_layers
+        if asked.HasField("main_gpu"):
+            params.main_gpu = asked.main_gpu
+        if asked.HasField("mmap") or asked.HasField("mlock"):
+            mmap = asked.mmap if asked.HasField("mmap") else True
+            params.load_mode = {
+                (False, False): llama_cpp.LLAMA_LOAD_MODE_NONE,
+                (True, False): llama_cpp.LLAMA_LOAD_MODE_MMAP,
+                (False, True): llama_cpp.LLAMA_LOAD_MODE_MLOCK,
+                (True, True): llama_cpp.LLAMA_LOAD_MODE_MMAP_MLOCK,
+            }[mmap, asked.mlock]
+        if asked.tensor_split:
+            devices = llama_cpp.llama_max_devices()
+            if len(asked.tensor_split) > devices:
+                raise errors.InvalidRequest(
+                    "more shares than devices",
+                    violations=[("config.tensor_split", f"at most {devices} entries")],
+                )
+            split = (ctypes.c_float * devices)(*asked.tensor_split)
+            params.tensor_split = split
+        return params
+
+    def _context_params(self) -> Any:
+        config, rope = self.config, self.config.rope
+        params = llama_cpp.llama_context_default_params()
+        padded = -(-config.context_length // CELLS_MULTIPLE) * CELLS_MULTIPLE
+        params.n_ctx = padded * config.parallel_sequences
+        params.n_seq_max = config.parallel_sequences
+        # One buffer per sequence: attention then walks only the sequence's own cells.
+        params.kv_unified = False
+        params.n_batch = config.batch_size
+        params.n_ubatch = config.micro_batch_size
+        params.n_threads = config.threads
+        params.n_threads_batch = config.batch_threads
+        params.type_k = _CACHE_TYPES[config.key_cache_type][0]
+        params.type_v = _CACHE_TYPES[config.value_cache_type][0]
+        params.flash_attn_type = _FLASH_ATTENTION[config.flash_attention]
+        params.no_perf = True
+        if rope.scaling:
+            params.rope_scaling_type = _ROPE_SCALING[rope.scaling]
+        for ours, theirs in (
+            ("freq_base", "rope_freq_base"),
+            ("freq_scale", "rope_freq_scale"),
+            ("yarn_ext_factor", "yarn_ext_factor"),
+            ("yarn_attn_factor", "yarn_attn_factor"),
+            ("yarn_beta_fast", "yarn_beta_fast"),
+            ("yarn_beta_slow", "yarn_beta_slow"),
+            ("yarn_orig_context", "yarn_orig_ctx"),
+        ):
+            if rope.HasField(ours):
+                setattr(params, theirs, getattr(rope, ours))
+        return params
+
+    def _check_memory(self) -> None:
+        """Refuses a cache that cannot fit: Linux would grant the memory and then kill the process that touches it."""
+        available = available_memory_bytes()
+        if available is None or llama_cpp.llama_model_is_recurrent(self._model):
+            return
+        config = self.config
+        heads = llama_cpp.llama_model_n_head(self._model)
+        width = llama_cpp.llama_model_n_embd(self._model) * llama_cpp.llama_model_n_head_kv(self._model) / max(1, heads)
+        element = _CACHE_TYPES[config.key_cache_type][1] + _CACHE_TYPES[config.value_cache_type][1]
+        cells = config.context_length * config.parallel_sequences
+        needed = int(cells * llama_cpp.llama_model_n_layer(self._model) * width * element)
+        if needed > available:
+            raise errors.InsufficientMemory(
+                "the cache of this context and number of sequences does not fit into memory; lower one of them",
+                metadata={"neededBytes": str(needed), "availableBytes": str(available)},
+            )
+
+    def _metadata(self, key: str) -> str:
+        buffer = ctypes.create_string_buffer(256)
+        size = llama_cpp.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace") if size >= 0 else ""
+
+
+def num_usable_cores() -> int:
+    """Returns the cores this process may use: its affinity, bounded by the container's CPU quota (cgroup v2)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = pathlib.Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass
+    return cores
+
+
+def available_memory_bytes() -> int | None:
+    """Returns the memory that can be had without swapping, or None where the system does not say (not Linux)."""
+    try:
+        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None

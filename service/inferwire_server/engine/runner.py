@@ -1,0 +1,69 @@
+"""What the engine asks of the thing that computes. `llama_runner` answers it with llama.cpp, tests with arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from .sequence import SamplingParams
+from .scheduler import Batch
+
+
+class Vocabulary(Protocol):
+    """Tokens as text and back. Safe to ask from any thread."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Size of the vocabulary."""
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Returns the tokens of a text."""
+
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """Returns a token's bytes; those of a control token only when `special`."""
+
+    def ends_generation(self, token: int) -> bool:
+        """Whether the model says with this token that its answer ends."""
+
+    def end_tokens(self) -> list[int]:
+        """Returns every token that ends a generation."""
+
+
+class Sampler(Protocol):
+    """The draw of one sequence: a chain with its own random state and memory."""
+
+    def accept(self, tokens: Iterable[int]) -> None:
+        """Tells it tokens that it did not draw (the prompt)."""
+
+    def close(self) -> None:
+        """Frees it. It must not be used again."""
+
+
+class Runner(Protocol):
+    """Computes batches. Only the engine thread may call it."""
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The model's vocabulary."""
+
+    def decode(self, batch: Batch) -> list[int]:
+        """Computes a batch. Returns, per chunk, the row of its logits, or -1 for a chunk that wants none.
+
+        Raises BatchRejected when this batch alone is at fault; any other exception means that the process must end.
+        """
+
+    def new_sampler(self, sampling: SamplingParams, *, forbidden: Iterable[int] = ()) -> Sampler:
+        """Returns a sampler that never draws the `forbidden` tokens."""
+
+    def sample(self, row: int, sampler: Sampler) -> int:
+        """Draws a token from a row of the last batch."""
+
+    def logprobs(self, row: int, token: int, num_top: int) -> tuple[float, list[tuple[int, float]]]:
+        """Returns ln p of a token in a row of the last batch, and the `num_top` likeliest tokens, best first."""
+
+    def clear(self, slot: int) -> None:
+        """Empties a slot's cells, and makes sure that they are empty."""
+
+
+class BatchRejected(Exception):
+    """The batch could not be computed; the context is as it was before."""

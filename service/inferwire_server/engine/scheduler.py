@@ -1,0 +1,164 @@
+"""Decides which tokens of which sequences go into the next step, and how long a step may be.
+
+Pure: no thread, no clock, no llama. Decode comes first, so that a running stream gets a token in every step; what is left
+of the step's budget goes to prompts, oldest first, cut into chunks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from .cells import Cells
+from .sequence import Phase, Sequence
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """Tokens of one sequence at consecutive positions; the last one's logits are wanted if `wants_logits`."""
+
+    sequence: Sequence
+    slot: int
+    tokens: list[int]
+    position: int
+    wants_logits: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """What one step computes. `admitted` are the sequences that got their slot in this decision."""
+
+    chunks: list[Chunk]
+    admitted: list[Sequence]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all chunks."""
+        return sum(len(chunk.tokens) for chunk in self.chunks)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Of these, prompt tokens."""
+        return sum(len(chunk.tokens) for chunk in self.chunks if chunk.sequence.phase is Phase.PREFILL)
+
+
+class Scheduler:
+    """Two queues: who waits for a slot, and who runs."""
+
+    def __init__(self, *, cells: Cells, batch_size: int) -> None:
+        self.cells = cells
+        self._batch_size = batch_size
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+
+    def __repr__(self) -> str:
+        return f"<Scheduler [waiting {len(self.waiting)} | running {len(self.running)} | {self.cells!r}]>"
+
+    @property
+    def num_decoding(self) -> int:
+        """Sequences that get a token in every step."""
+        return sum(sequence.phase is Phase.DECODE for sequence in self.running)
+
+    def add(self, sequence: Sequence) -> None:
+        """Queues a sequence behind those of the same or a higher priority."""
+        place = len(self.waiting)
+        while place > 0 and self.waiting[place - 1].priority < sequence.priority:
+            place -= 1
+        self.waiting.insert(place, sequence)
+
+    def schedule(self, budget: int) -> Batch:
+        """Returns the next step: every decoding sequence, and prompt chunks up to `budget` tokens in all."""
+        admitted = []
+        while self.waiting and self.cells.num_free_slots:
+            sequence = self.waiting.pop(0)
+            sequence.slot = self.cells.acquire()
+            sequence.phase = Phase.PREFILL
+            self.running.append(sequence)
+            admitted.append(sequence)
+
+        chunks = []
+        for sequence in self.running:
+            if sequence.phase is Phase.DECODE and sequence.slot is not None:
+                token = sequence.generated[-1]
+                chunks.append(Chunk(sequence, sequence.slot, [token], sequence.num_computed, wants_logits=True))
+        left = min(max(budget, len(chunks) + 1), self._batch_size) - len(chunks)
+        for sequence in self.running:
+            if sequence.phase is Phase.PREFILL and sequence.slot is not None and left > 0:
+                begin = sequence.num_computed
+                tokens = sequence.prompt[begin : begin + left]
+                last = begin + len(tokens) == len(sequence.prompt)
+                chunks.append(Chunk(sequence, sequence.slot, tokens, begin, wants_logits=last))
+                left -= len(tokens)
+        return Batch(chunks, admitted)
+
+    def computed(self, batch: Batch) -> None:
+        """Counts a batch's tokens as computed; a prompt that is read whole turns to decoding."""
+        for chunk in batch.chunks:
+            self.cells.fill(chunk.slot, len(chunk.tokens))
+            chunk.sequence.num_computed += len(chunk.tokens)
+            if chunk.sequence.phase is Phase.PREFILL and chunk.sequence.num_prompt_left == 0:
+                chunk.sequence.phase = Phase.DECODE
+
+    def remove(self, sequence: Sequence) -> int | None:
+        """Takes a sequence out, whatever it was doing. Returns the slot to clear, if it held one."""
+        if sequence.slot is None:
+            self.waiting.remove(sequence)
+            return None
+        self.running.remove(sequence)
+        slot, sequence.slot = sequence.slot, None
+        self.cells.release(slot)
+        return slot
+
+
+class StepBudget:
+    """How many tokens a step may have, so that it stays within its time, from the speed of the steps before.
+
+    A step is modelled as the time of a pure decode step plus a time per prompt token; both are moving averages.
+    With `fixed_tokens` the answer never changes, so that the same request is always cut in the same places.
+    """
+
+    MIN_PROMPT_TOKENS = 8
+    WEIGHT = 0.3
+
+    def __init__(
+        self,
+        *,
+        batch_size: int,
+        max_decode_step_seconds: float,
+        max_prefill_step_seconds: float,
+        fixed_tokens: int | None = None,
+    ) -> None:
+        self._batch_size = batch_size
+        self._max_decode_step_seconds = max_decode_step_seconds
+        self._max_prefill_step_seconds = max_prefill_step_seconds
+        self._fixed_tokens = fixed_tokens
+        self._decode_seconds = 0.0
+        self._prompt_token_seconds = math.inf
+
+    def __repr__(self) -> str:
+        return (
+            f"<StepBudget [decode step {self._decode_seconds * 1e3:.1f} ms | "
+            f"prompt token {self._prompt_token_seconds * 1e3:.2f} ms]>"
+        )
+
+    def tokens(self, num_decoding: int) -> int:
+        """Returns the most tokens of the next step, decoding ones included."""
+        if self._fixed_tokens is not None:
+            return self._fixed_tokens
+        limit = self._max_decode_step_seconds if num_decoding else self._max_prefill_step_seconds
+        left = limit - (self._decode_seconds if num_decoding else 0.0)
+        prompt_tokens = max(self.MIN_PROMPT_TOKENS, int(max(0.0, left) / self._prompt_token_seconds))
+        return min(self._batch_size, num_decoding + prompt_tokens)
+
+    def observe(self, *, num_prompt_tokens: int, num_decoding: int, seconds: float) -> None:
+        """Learns from a step that took `seconds`."""
+        if num_prompt_tokens == 0:
+            self._decode_seconds = self._blend(self._decode_seconds or seconds, seconds)
+            return
+        prompt_seconds = max(0.0, seconds - (self._decode_seconds if num_decoding else 0.0))
+        per_token = max(prompt_seconds / num_prompt_tokens, 1e-7)
+        known = not math.isinf(self._prompt_token_seconds)
+        self._prompt_token_seconds = self._blend(self._prompt_token_seconds, per_token) if known else per_token
+
+    def _blend(self, old: float, new: float) -> float:
+        return old + self.WEIGHT * (new - old)

@@ -1,0 +1,46 @@
+"""ModelService: checks a request and asks the registry. Decides nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from inferwire.v1 import models_pb2 as pb
+from inferwire_server import validation
+from inferwire_server.registry import DEFAULT_DRAIN_SECONDS, Registry
+from inferwire_server.rpc import Context
+
+
+class ModelServicer:
+    """Answers the RPCs of the service; bound to gRPC by `rpc.handler`."""
+
+    def __init__(self, *, registry: Registry) -> None:
+        self._registry = registry
+
+    async def Load(self, request: pb.LoadRequest, context: Context) -> pb.LoadResponse:
+        """Waits for the load's end."""
+        validation.load_request(request)
+        context.note(model=request.model)
+        return await self._registry.load(request)
+
+    async def StreamLoad(self, request: pb.LoadRequest, context: Context) -> AsyncIterator[pb.StreamLoadResponse]:
+        """Tells the load's progress, then its end."""
+        validation.load_request(request)
+        context.note(model=request.model)
+        entry, already_loaded = self._registry.begin_load(request)
+        task, told, revision = entry.load_task, None, 0
+        while task is not None and not task.done():
+            if entry.progress is not None and entry.progress != told:
+                told = entry.progress
+                yield pb.StreamLoadResponse(progress=told)
+            revision = await self._registry.changes.after(revision)
+        await self._registry.loaded(task, request.model)
+        model = self._registry.model(request.model)
+        yield pb.StreamLoadResponse(loaded=pb.LoadResponse(model=model, already_loaded=already_loaded))
+
+    async def Unload(self, request: pb.UnloadRequest, context: Context) -> pb.UnloadResponse:
+        """Waits for the unload's end."""
+        validation.unload_request(request)
+        context.note(model=request.model)
+        has_timeout = request.HasField("drain_timeout")
+        seconds = request.drain_timeout.ToNanoseconds() / 1e9 if has_timeout else DEFAULT_DRAIN_SECONDS
+        return await self._registry.unload(request.model, seconds)

@@ -1,0 +1,187 @@
+"""Binds a servicer's methods to gRPC: the one boundary between messages on the wire and the server's own terms.
+
+Parses requests itself, so that a malformed message is told with details; gives each call its id and deadline; turns every
+failure into a status by `status.of`, and an unexpected exception into INTERNAL with an errorId that the log has too. Writes
+one log line per call. No exception text ever leaves through here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+
+import grpc
+import structlog
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+
+from inferwire_server import errors, status
+
+log = structlog.get_logger()
+
+REQUEST_ID_KEY = "x-request-id"
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+Request = TypeVar("Request", bound=Message)
+
+
+class Context:
+    """What a servicer may know of a call."""
+
+    def __init__(self, context: grpc.aio.ServicerContext[Any, Any], method: str) -> None:
+        self._context = context
+        self.method = method
+        self.begin = time.monotonic()
+        remaining = context.time_remaining()
+        self.deadline = None if remaining is None else self.begin + remaining
+        self.request_id = _request_id(context)
+        # The scopes of a key will set another one; without keys every caller is the same.
+        self.principal = "anonymous"
+        self.fields: dict[str, str | int | float] = {}
+
+    def note(self, **fields: str | int | float) -> None:
+        """Adds fields to the call's log line: ids, counts and durations, never what a caller wrote."""
+        self.fields.update(fields)
+
+
+class Gate:
+    """Whether calls are let in. One per server."""
+
+    def __init__(self) -> None:
+        self.draining = False
+        self.num_calls = 0
+
+    def __repr__(self) -> str:
+        return f"<Gate [{'draining' if self.draining else 'open'} | {self.num_calls} calls]>"
+
+    @contextlib.contextmanager
+    def entered(self) -> Any:
+        """Counts a call for as long as it runs. Raises errors.Draining when no call is let in."""
+        if self.draining:
+            raise errors.Draining(
+                "the server is going away; retry on another replica",
+                retry_delay_seconds=secrets.randbelow(100) / 1000,
+            )
+        self.num_calls += 1
+        try:
+            yield
+        finally:
+            self.num_calls -= 1
+
+
+def handler(service: ServiceDescriptor, servicer: object, gate: Gate) -> grpc.GenericRpcHandler:
+    """Returns the handler of a service: each method of its descriptor, bound to the servicer's method of that name."""
+    methods = {}
+    for method in service.methods:
+        bind = _stream if method.server_streaming else _unary
+        methods[method.name] = bind(method, getattr(servicer, method.name), gate)
+    return grpc.method_handlers_generic_handler(service.full_name, methods)
+
+
+def _unary(
+    method: MethodDescriptor, function: Callable[[Any, Context], Awaitable[Message]], gate: Gate
+) -> grpc.RpcMethodHandler[Any, Any]:
+    async def call(data: bytes, grpc_context: grpc.aio.ServicerContext[bytes, Message]) -> Message:
+        context = Context(grpc_context, method.name)
+        async with _boundary(context, grpc_context):
+            with gate.entered():
+                return await function(_parse(method, data), context)
+        raise AssertionError("the boundary ended the call")
+
+    return grpc.unary_unary_rpc_method_handler(call, response_serializer=_serialize)
+
+
+def _stream(
+    method: MethodDescriptor, function: Callable[[Any, Context], AsyncIterator[Message]], gate: Gate
+) -> grpc.RpcMethodHandler[Any, Any]:
+    async def call(data: bytes, grpc_context: grpc.aio.ServicerContext[bytes, Message]) -> None:
+        context = Context(grpc_context, method.name)
+        async with _boundary(context, grpc_context) as written:
+            with gate.entered():
+                # Closed here and now, not when the garbage collector comes by: closing is what cancels the work.
+                async with contextlib.aclosing(function(_parse(method, data), context)) as responses:
+                    async for response in responses:
+                        written.started = True
+                        await grpc_context.write(response)
+
+    return grpc.unary_stream_rpc_method_handler(call, response_serializer=_serialize)
+
+
+class _Written:
+    started = False
+
+
+@contextlib.asynccontextmanager
+async def _boundary(
+    context: Context, grpc_context: grpc.aio.ServicerContext[Any, Any]
+) -> AsyncIterator[_Written]:
+    """Ends the call with the right status for whatever happens inside."""
+    written = _Written()
+    code = grpc.StatusCode.OK
+    reason = ""
+    try:
+        try:
+            yield written
+        except errors.ServingError as error:
+            failure = error
+        except asyncio.CancelledError:
+            code, reason = _cancelled(context)
+            raise
+        except Exception:
+            error_id = secrets.token_hex(8)
+            log.exception("internal_error", error_id=error_id, method=context.method, id=context.request_id)
+            failure = errors.Internal("internal error", metadata={"errorId": error_id})
+        else:
+            return
+        if failure.detail:
+            failure.metadata.setdefault("errorId", secrets.token_hex(8))
+            log.warning(
+                "error_detail", error_id=failure.metadata["errorId"], reason=failure.reason, detail=failure.detail
+            )
+        told = status.of(failure, started=written.started)
+        code, reason = told.code, failure.reason
+        await grpc_context.abort(told.code, told.message, told.trailing_metadata)
+    finally:
+        log.info(
+            "rpc",
+            method=context.method,
+            id=context.request_id,
+            code=code.name,
+            reason=reason,
+            seconds=round(time.monotonic() - context.begin, 4),
+            **context.fields,
+        )
+
+
+def _cancelled(context: Context) -> tuple[grpc.StatusCode, str]:
+    if context.deadline is not None and time.monotonic() >= context.deadline:
+        return grpc.StatusCode.DEADLINE_EXCEEDED, errors.DeadlineExceeded.reason
+    return grpc.StatusCode.CANCELLED, errors.Cancelled.reason
+
+
+def _parse(method: MethodDescriptor, data: bytes) -> Message:
+    request = GetMessageClass(method.input_type)()
+    try:
+        request.ParseFromString(data)
+    except DecodeError:
+        raise errors.MalformedMessage(
+            "the bytes are not the request's message, or a string in it is not UTF-8",
+            metadata={"message": method.input_type.full_name},
+        ) from None
+    return request
+
+
+def _serialize(response: Message) -> bytes:
+    return response.SerializeToString()
+
+
+def _request_id(context: grpc.aio.ServicerContext[Any, Any]) -> str:
+    for key, value in context.invocation_metadata() or ():
+        if key == REQUEST_ID_KEY and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
+            return value
+    return secrets.token_hex(12)

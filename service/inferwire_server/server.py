@@ -1,0 +1,197 @@
+"""The life of the process: build, open the port, load, serve, drain, stop. Top to bottom.
+
+The port opens before any model loads, so that probes are answered from the first moment. The first signal drains, the
+second ends at once. Ends with exit code 0 after a drain, however it went.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import pathlib
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from inferwire.v1 import inference_pb2, models_pb2
+from inferwire_server import __version__, channel_arguments, errors, health, rpc
+from inferwire_server.backends.scripted import ScriptedBackend
+from inferwire_server.config import DEMO_MODEL, Settings
+from inferwire_server.models import demo_model_path
+from inferwire_server.models_servicer import ModelServicer
+from inferwire_server.registry import Registry
+from inferwire_server.servicer import InferenceServicer
+
+log = structlog.get_logger()
+
+SERVICES = (
+    inference_pb2.DESCRIPTOR.services_by_name["InferenceService"],
+    models_pb2.DESCRIPTOR.services_by_name["ModelService"],
+)
+DEMO_CONFIG = models_pb2.LoadConfig(context_length=1024, parallel_sequences=16)
+# After the drain's own limit: engine processes end, statuses are flushed.
+STOP_GRACE_SECONDS = 2.0
+FORCED_EXIT_CODE = 70
+WATCHDOG_SECONDS = 5.0
+
+
+class AddressInUse(Exception):
+    """The address cannot be bound."""
+
+
+class Server:
+    """One server. `start`, then `stop`; or `run` for a whole life with signals. Make it inside its event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.gate = rpc.Gate()
+        self.registry = Registry(
+            engine=settings.engine,
+            roots=[pathlib.Path(root).resolve() for root in settings.model_roots],
+            default_model=settings.default_model,
+        )
+        self.health = health.Health(self.registry)
+        self._server = grpc.aio.server(options=channel_arguments.OPTIONS)
+        self._tasks: list[asyncio.Task[None]] = []
+        self.port = 0
+
+    def __repr__(self) -> str:
+        return f"<Server [port {self.port} | {self.gate!r} | {self.registry!r}]>"
+
+    async def run(self, on_start: Callable[[Server], None] = lambda server: None) -> None:
+        """Serves until a signal. `on_start` is called when the port is open. Raises AddressInUse."""
+        signalled = _Signals()
+        with signalled:
+            await self.start()
+            on_start(self)
+            first = await signalled.next()
+            # A person at a terminal does not want to wait for balancers to notice.
+            lame_duck = 0.0 if first == signal.SIGINT else self.settings.lame_duck_seconds
+            drain = asyncio.create_task(self.stop(lame_duck_seconds=lame_duck))
+            second = asyncio.create_task(signalled.next())
+            await asyncio.wait([drain, second], return_when=asyncio.FIRST_COMPLETED)
+            if not drain.done():
+                log.warning("stopping_now")
+                drain.cancel()
+                await asyncio.wait([drain])
+                await self.stop(lame_duck_seconds=0, drain_seconds=0)
+            second.cancel()
+            drain.result() if not drain.cancelled() else None
+
+    async def start(self) -> None:
+        """Opens the port and begins to load the operator's models. Raises AddressInUse."""
+        settings = self.settings
+        for service, servicer in zip(
+            SERVICES,
+            (
+                InferenceServicer(registry=self.registry, settings=settings, gate=self.gate),
+                ModelServicer(registry=self.registry),
+            ),
+            strict=True,
+        ):
+            self._server.add_generic_rpc_handlers((rpc.handler(service, servicer, self.gate),))
+        health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, self._server)
+        if settings.has_reflection:
+            names = [service.full_name for service in SERVICES]
+            reflection.enable_server_reflection(
+                [*names, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server
+            )
+        self._declare_models()
+        await self.health.update()
+        try:
+            self.port = self._server.add_insecure_port(settings.address)
+        except RuntimeError as error:
+            raise AddressInUse(f"cannot listen on {settings.address}: is another server there?") from error
+        await self._server.start()
+        self._tasks = [asyncio.create_task(self.health.run(), name="health")]
+        for name in self._to_load:
+            self.registry.begin_load(models_pb2.LoadRequest(model=name))
+
+    def _declare_models(self) -> None:
+        settings = self.settings
+        self._to_load = [name for name, model in settings.models.items() if model.load]
+        for name, model in settings.models.items():
+            self.registry.declare(
+                name,
+                path=pathlib.Path(model.path),
+                config=model.load_config(),
+                required=model.required and model.load,
+                pinned=model.pinned,
+                keep_alive_seconds=model.keep_alive_seconds,
+            )
+        if settings.scripted:
+            self.registry.add("scripted", ScriptedBackend())
+        if not settings.models and not settings.scripted:
+            self.registry.declare(DEMO_MODEL, path=demo_model_path(), config=DEMO_CONFIG, required=True)
+            self._to_load = [DEMO_MODEL]
+
+    async def stop(self, *, lame_duck_seconds: float = 0.0, drain_seconds: float | None = None) -> None:
+        """Drains and ends: NOT_SERVING, lame duck, no new calls, running ones finish or are ended, engines end."""
+        drain_seconds = self.settings.drain_seconds if drain_seconds is None else drain_seconds
+        _exit_after(lame_duck_seconds + drain_seconds + STOP_GRACE_SECONDS + WATCHDOG_SECONDS)
+        log.info("draining", lame_duck_seconds=lame_duck_seconds, drain_seconds=drain_seconds)
+        await self.health.drain()
+        # Balancers need time to notice; until then calls are still answered.
+        await asyncio.sleep(lame_duck_seconds)
+        self.gate.draining = True
+        self.registry.changes.bump()
+        limit = time.monotonic() + drain_seconds
+        # Sends GOAWAY at once, so that clients go elsewhere; ends what is left at the very end.
+        stopped = asyncio.create_task(self._server.stop(drain_seconds + STOP_GRACE_SECONDS))
+        while self.registry.num_leases and (left := limit - time.monotonic()) > 0:
+            await self.registry.changes.after(self.registry.changes.revision, timeout_seconds=left)
+        if self.registry.num_leases:
+            log.warning("drain_timeout", streams=self.registry.num_leases)
+            await self.registry.end_streams(errors.DrainTimeout("the server ended before the answer did"))
+        await self.health.servicer.enter_graceful_shutdown()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STOP_GRACE_SECONDS):
+                while self.gate.num_calls:
+                    await asyncio.sleep(0.01)
+        await self._server.stop(0)
+        await stopped
+        await self.registry.close()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        log.info("stopped", version=__version__)
+
+
+class _Signals:
+    """SIGINT and SIGTERM as something to wait for."""
+
+    def __init__(self) -> None:
+        self._received: asyncio.Queue[signal.Signals] = asyncio.Queue()
+
+    def __enter__(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._received.put_nowait, number)
+
+    def __exit__(self, *_: object) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+    async def next(self) -> signal.Signals:
+        return await self._received.get()
+
+
+def _exit_after(seconds: float) -> None:
+    """Ends the process for good if the drain hangs: an orchestrator must not wait for its own kill."""
+
+    def exit_now() -> None:
+        os.write(2, b"the drain did not end; exiting\n")
+        os._exit(FORCED_EXIT_CODE)
+
+    watchdog = threading.Timer(seconds, exit_now)
+    watchdog.daemon = True
+    watchdog.start()

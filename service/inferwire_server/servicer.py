@@ -1,0 +1,194 @@
+"""InferenceService: checks a request, leases its model, passes on what the backend says. Decides nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from inferwire.gather import Gatherer
+from inferwire.v1 import inference_pb2 as pb
+from inferwire.v1 import models_pb2
+from inferwire_server import __version__, errors, validation
+from inferwire_server.backends.base import Backend, Call
+from inferwire_server.config import Settings
+from inferwire_server.registry import Registry
+from inferwire_server.rpc import Context, Gate
+
+MAX_MESSAGE_BYTES = 32 << 20
+
+
+class InferenceServicer:
+    """Answers the RPCs of the service; bound to gRPC by `rpc.handler`."""
+
+    def __init__(
+        self, *, registry: Registry, settings: Settings, gate: Gate, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._registry = registry
+        self._settings = settings
+        self._max_prompt_bytes = settings.engine.max_prompt_bytes
+        self._gate = gate
+        self._clock = clock
+        self._begin = clock()
+        self._started_at = Timestamp()
+        self._started_at.GetCurrentTime()
+
+    async def Complete(self, request: pb.CompleteRequest, context: Context) -> pb.CompleteResponse:
+        """The same stream, read to its end."""
+        answer = Gatherer()
+        async with contextlib.aclosing(self.StreamComplete(request, context)) as events:
+            async for event in events:
+                answer.add(event)
+        return answer.response()
+
+    async def StreamComplete(
+        self, request: pb.CompleteRequest, context: Context
+    ) -> AsyncIterator[pb.StreamCompleteResponse]:
+        """Yields what the model's backend says."""
+        validation.complete_request(request, max_prompt_bytes=self._max_prompt_bytes)
+        with self._leased(request, context) as backend:
+            async with contextlib.aclosing(backend.stream(request, self._call(request, context))) as events:
+                async for event in events:
+                    if event.WhichOneof("event") == "completion":
+                        _note_completion(context, event.completion)
+                    yield event
+
+    async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
+        """No backend embeds yet, and says so."""
+        validation.embed_request(request, max_prompt_bytes=self._max_prompt_bytes)
+        with self._leased(request, context) as backend:
+            raise errors.UnsupportedByBackend(
+                "the model gives no embeddings",
+                metadata={"model": request.model, "backend": backend.id},
+                violations=[("model", "gives no embeddings")],
+            )
+
+    async def CountTokens(self, request: pb.CompleteRequest, context: Context) -> pb.CountTokensResponse:
+        """Asks the model's backend."""
+        validation.complete_request(request, max_prompt_bytes=self._max_prompt_bytes)
+        with self._leased(request, context) as backend:
+            return await backend.count_tokens(request)
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
+        """Asks the model's backend."""
+        validation.tokenize_request(request, max_prompt_bytes=self._max_prompt_bytes)
+        with self._leased(request, context) as backend:
+            return await backend.tokenize(request)
+
+    async def Detokenize(self, request: pb.DetokenizeRequest, context: Context) -> pb.DetokenizeResponse:
+        """Asks the model's backend."""
+        validation.detokenize_request(request, max_prompt_bytes=self._max_prompt_bytes)
+        with self._leased(request, context) as backend:
+            return await backend.detokenize(request)
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
+        """Asks the registry."""
+        return pb.ListModelsResponse(
+            models=self._registry.models(),
+            default_model=self._registry.default_model,
+            revision=self._registry.changes.revision,
+        )
+
+    async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
+        """Asks the registry."""
+        validation.get_model_request(request)
+        return pb.GetModelResponse(model=self._registry.model(request.model))
+
+    async def WatchModels(
+        self, request: pb.WatchModelsRequest, context: Context
+    ) -> AsyncIterator[pb.WatchModelsResponse]:
+        """Yields a snapshot per change, until the server drains."""
+        changes = self._registry.changes
+        while True:
+            revision = changes.revision
+            yield pb.WatchModelsResponse(revision=revision, models=self._registry.models())
+            if await changes.after(revision) and self._gate.draining:
+                raise errors.Draining("the server is going away; watch another replica")
+
+    async def ListBackends(self, request: pb.ListBackendsRequest, context: Context) -> pb.ListBackendsResponse:
+        """Joins what the backends of one id say."""
+        by_id: dict[str, list[Backend]] = {}
+        for backend in self._registry.backends():
+            by_id.setdefault(backend.id, []).append(backend)
+        return pb.ListBackendsResponse(backends=[_describe(by_id[id], self._registry) for id in sorted(by_id)])
+
+    async def Health(self, request: pb.HealthRequest, context: Context) -> pb.HealthResponse:
+        """Answers from memory."""
+        response = pb.HealthResponse(
+            version=__version__,
+            started_at=self._started_at,
+            ready=self._registry.is_ready and not self._gate.draining,
+            draining=self._gate.draining,
+            models=[self._health(model) for model in self._registry.models()],
+        )
+        response.uptime.FromNanoseconds(int((self._clock() - self._begin) * 1e9))
+        response.limits.max_message_bytes = MAX_MESSAGE_BYTES
+        response.limits.max_prompt_bytes = self._max_prompt_bytes
+        response.limits.max_completion_time.FromNanoseconds(int(self._settings.max_completion_seconds * 1e9))
+        return response
+
+    @contextlib.contextmanager
+    def _leased(
+        self,
+        request: pb.CompleteRequest | pb.EmbedRequest | pb.TokenizeRequest | pb.DetokenizeRequest,
+        context: Context,
+    ) -> Iterator[Backend]:
+        """Holds the request's model, and writes the resolved name into the request."""
+        with self._registry.lease(request.model) as backend:
+            request.model = request.model or self._registry.default_model
+            context.note(model=request.model, backend=backend.id)
+            yield backend
+
+    def _call(self, request: pb.CompleteRequest, context: Context) -> Call:
+        limit = self._settings.max_completion_seconds
+        if request.stopping.HasField("time_limit"):
+            limit = min(limit, request.stopping.time_limit.ToNanoseconds() / 1e9)
+        return Call(
+            request_id=context.request_id,
+            principal=context.principal,
+            time_limit=context.begin + limit,
+            deadline=context.deadline,
+        )
+
+    def _health(self, model: models_pb2.Model) -> pb.ModelHealth:
+        occupancy = self._registry.occupancy(model.name)
+        return pb.ModelHealth(
+            name=model.name,
+            state=model.state,
+            required=model.required,
+            streams_in_flight=model.streams_in_flight,
+            queue_length=occupancy.queue_length,
+            parallel_sequences=occupancy.parallel_sequences,
+            queue_capacity=occupancy.queue_capacity,
+        )
+
+
+def _describe(backends: list[Backend], registry: Registry) -> pb.Backend:
+    """Returns the backends of one id as one."""
+    capabilities = models_pb2.Capabilities()
+    for backend in backends:
+        capabilities.MergeFrom(backend.capabilities)
+    models = sorted({model for backend in backends for model in backend.available_models})
+    default = registry.default_model
+    return pb.Backend(
+        id=backends[0].id,
+        display_name=backends[0].display_name,
+        capabilities=capabilities,
+        default_model=default if default in models else next(iter(models), ""),
+        available_models=models,
+        health=(
+            pb.BACKEND_HEALTH_SERVING
+            if any(backend.is_healthy() for backend in backends)
+            else pb.BACKEND_HEALTH_NOT_SERVING
+        ),
+    )
+
+
+def _note_completion(context: Context, completion: pb.Completion) -> None:
+    context.note(
+        finish_reason=pb.FinishReason.Name(completion.finish_reason).removeprefix("FINISH_REASON_"),
+        prompt_tokens=completion.usage.prompt_tokens,
+        completion_tokens=completion.usage.completion_tokens,
+    )
