@@ -7,6 +7,10 @@ Watch is a real watch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import grpc
 from grpc_health.v1 import health, health_pb2
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 
@@ -16,6 +20,8 @@ from inferwire_server.registry import Registry
 LIVENESS = "liveness"
 READINESS = ("", "inferwire.v1.InferenceService")
 MODEL_PREFIX = "model/"
+# A servicer need not list more (grpc/health/v1/health.proto).
+MAX_LISTED = 100
 
 SERVING = HealthCheckResponse.SERVING
 NOT_SERVING = HealthCheckResponse.NOT_SERVING
@@ -29,7 +35,7 @@ class Health:
         self._registry = registry
         self._told: dict[str, HealthCheckResponse.ServingStatus] = {}
         self._draining = False
-        self.servicer = health.aio.HealthServicer()
+        self.servicer = _Servicer(self._told)
 
     async def update(self) -> None:
         """Tells what changed since the last time."""
@@ -44,6 +50,8 @@ class Health:
             if self._told.get(name) != status:
                 self._told[name] = status
                 await self.servicer.set(name, status)
+        for name in [name for name, status in self._told.items() if status == SERVICE_UNKNOWN]:
+            del self._told[name]
 
     async def drain(self) -> None:
         """Tells that the server is going away; liveness stays, because the process still moves."""
@@ -56,6 +64,22 @@ class Health:
         while True:
             await self.update()
             revision = await self._registry.changes.after(revision)
+
+
+class _Servicer(health.aio.HealthServicer):  # type: ignore[misc]  # the package has no types
+    """The standard servicer with the List that its asyncio variant lacks."""
+
+    def __init__(self, told: Mapping[str, HealthCheckResponse.ServingStatus]) -> None:
+        super().__init__()
+        self._told = told
+
+    async def List(
+        self, request: health_pb2.HealthListRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> health_pb2.HealthListResponse:
+        if len(self._told) > MAX_LISTED:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"more than {MAX_LISTED} names; use Check")
+        statuses = {name: HealthCheckResponse(status=status) for name, status in self._told.items()}
+        return health_pb2.HealthListResponse(statuses=statuses)
 
 
 SERVICE_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name

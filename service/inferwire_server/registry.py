@@ -465,14 +465,10 @@ class Registry:
 
     # The end.
 
-    async def end_streams(self, error: errors.ServingError) -> None:
-        """Ends every stream with `error`, and every engine process."""
-        backends = [backend for backend in self.backends() if isinstance(backend, LocalBackend)]
-        await asyncio.gather(*(backend.unload(error) for backend in backends))
-
     async def close(self) -> None:
         """Ends everything: loads, engine processes, tasks."""
-        await self.end_streams(errors.DrainTimeout("the server ended"))
+        local = [backend for backend in self.backends() if isinstance(backend, LocalBackend)]
+        await asyncio.gather(*(backend.unload(errors.DrainTimeout("the server ended")) for backend in local))
         for entry in self._entries.values():
             if entry.idle_timer is not None:
                 entry.idle_timer.cancel()

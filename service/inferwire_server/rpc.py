@@ -12,8 +12,8 @@ import contextlib
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
 
 import grpc
 import structlog
@@ -22,12 +22,12 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from inferwire_server import errors, status
+from inferwire_server.backends.base import Call
 
 log = structlog.get_logger()
 
 REQUEST_ID_KEY = "x-request-id"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
-Request = TypeVar("Request", bound=Message)
 
 
 class Context:
@@ -42,6 +42,9 @@ class Context:
         self.request_id = _request_id(context)
         # The scopes of a key will set another one; without keys every caller is the same.
         self.principal = "anonymous"
+        self.call: Call | None = None
+        self.end: errors.ServingError | None = None
+        self.task = asyncio.current_task()
         self.fields: dict[str, str | int | float] = {}
 
     def note(self, **fields: str | int | float) -> None:
@@ -50,28 +53,40 @@ class Context:
 
 
 class Gate:
-    """Whether calls are let in. One per server."""
+    """Which calls are let in, and which run. One per server."""
 
     def __init__(self) -> None:
         self.draining = False
-        self.num_calls = 0
+        self._running: set[Context] = set()
 
     def __repr__(self) -> str:
-        return f"<Gate [{'draining' if self.draining else 'open'} | {self.num_calls} calls]>"
+        return f"<Gate [{'draining' if self.draining else 'open'} | {len(self._running)} calls]>"
+
+    @property
+    def num_calls(self) -> int:
+        """Calls that run now."""
+        return len(self._running)
+
+    def end_calls(self, error: errors.ServingError) -> None:
+        """Ends every running call with `error`, whatever it waits for."""
+        for context in self._running:
+            if context.end is None and context.task is not None:
+                context.end = error
+                context.task.cancel()
 
     @contextlib.contextmanager
-    def entered(self) -> Any:
-        """Counts a call for as long as it runs. Raises errors.Draining when no call is let in."""
+    def entered(self, context: Context) -> Iterator[None]:
+        """Keeps a call for as long as it runs. Raises errors.Draining when no call is let in."""
         if self.draining:
             raise errors.Draining(
                 "the server is going away; retry on another replica",
                 retry_delay_seconds=secrets.randbelow(100) / 1000,
             )
-        self.num_calls += 1
+        self._running.add(context)
         try:
             yield
         finally:
-            self.num_calls -= 1
+            self._running.discard(context)
 
 
 def handler(service: ServiceDescriptor, servicer: object, gate: Gate) -> grpc.GenericRpcHandler:
@@ -89,7 +104,7 @@ def _unary(
     async def call(data: bytes, grpc_context: grpc.aio.ServicerContext[bytes, Message]) -> Message:
         context = Context(grpc_context, method.name)
         async with _boundary(context, grpc_context):
-            with gate.entered():
+            with gate.entered(context):
                 return await function(_parse(method, data), context)
         raise AssertionError("the boundary ended the call")
 
@@ -102,7 +117,7 @@ def _stream(
     async def call(data: bytes, grpc_context: grpc.aio.ServicerContext[bytes, Message]) -> None:
         context = Context(grpc_context, method.name)
         async with _boundary(context, grpc_context) as written:
-            with gate.entered():
+            with gate.entered(context):
                 # Closed here and now, not when the garbage collector comes by: closing is what cancels the work.
                 async with contextlib.aclosing(function(_parse(method, data), context)) as responses:
                     async for response in responses:
@@ -130,8 +145,13 @@ async def _boundary(
         except errors.ServingError as error:
             failure = error
         except asyncio.CancelledError:
-            code, reason = _cancelled(context)
-            raise
+            if context.end is None or context.task is None:
+                # The caller is gone, or its deadline has passed; the library knows.
+                code, reason = _cancelled(context)
+                raise
+            # The server ended the call. Left alone, such a call would never get a status.
+            context.task.uncancel()
+            failure = context.end
         except Exception:
             error_id = secrets.token_hex(8)
             log.exception("internal_error", error_id=error_id, method=context.method, id=context.request_id)
@@ -143,7 +163,8 @@ async def _boundary(
             log.warning(
                 "error_detail", error_id=failure.metadata["errorId"], reason=failure.reason, detail=failure.detail
             )
-        told = status.of(failure, started=written.started)
+        tokens_emitted = context.call.tokens_emitted if context.call else None
+        told = status.of(failure, started=written.started, tokens_emitted=tokens_emitted)
         code, reason = told.code, failure.reason
         await grpc_context.abort(told.code, told.message, told.trailing_metadata)
     finally:

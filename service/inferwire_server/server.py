@@ -13,7 +13,7 @@ import pathlib
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import grpc
 import structlog
@@ -40,6 +40,8 @@ DEMO_CONFIG = models_pb2.LoadConfig(context_length=1024, parallel_sequences=16)
 STOP_GRACE_SECONDS = 2.0
 FORCED_EXIT_CODE = 70
 WATCHDOG_SECONDS = 5.0
+POLL_SECONDS = 0.01
+SAME_SIGNAL_SECONDS = 0.5
 
 
 class AddressInUse(Exception):
@@ -60,6 +62,7 @@ class Server:
         self.health = health.Health(self.registry)
         self._server = grpc.aio.server(options=channel_arguments.OPTIONS)
         self._tasks: list[asyncio.Task[None]] = []
+        self._hurry = asyncio.Event()
         self.port = 0
 
     def __repr__(self) -> str:
@@ -67,23 +70,25 @@ class Server:
 
     async def run(self, on_start: Callable[[Server], None] = lambda server: None) -> None:
         """Serves until a signal. `on_start` is called when the port is open. Raises AddressInUse."""
-        signalled = _Signals()
-        with signalled:
+        with _Signals() as signals:
             await self.start()
             on_start(self)
-            first = await signalled.next()
+            first = await signals.next()
             # A person at a terminal does not want to wait for balancers to notice.
             lame_duck = 0.0 if first == signal.SIGINT else self.settings.lame_duck_seconds
-            drain = asyncio.create_task(self.stop(lame_duck_seconds=lame_duck))
-            second = asyncio.create_task(signalled.next())
-            await asyncio.wait([drain, second], return_when=asyncio.FIRST_COMPLETED)
-            if not drain.done():
-                log.warning("stopping_now")
-                drain.cancel()
-                await asyncio.wait([drain])
-                await self.stop(lame_duck_seconds=0, drain_seconds=0)
-            second.cancel()
-            drain.result() if not drain.cancelled() else None
+            hurry = asyncio.create_task(self._hurry_after(signals), name="second signal")
+            await self.stop(lame_duck_seconds=lame_duck)
+            hurry.cancel()
+            await asyncio.wait([hurry])
+
+    async def _hurry_after(self, signals: _Signals) -> None:
+        begin = time.monotonic()
+        await signals.next()
+        # A signal to a process group may come twice: from the sender, and passed on by a parent.
+        while time.monotonic() - begin < SAME_SIGNAL_SECONDS:
+            await signals.next()
+        log.warning("stopping_now")
+        self._hurry.set()
 
     async def start(self) -> None:
         """Opens the port and begins to load the operator's models. Raises AddressInUse."""
@@ -135,26 +140,27 @@ class Server:
     async def stop(self, *, lame_duck_seconds: float = 0.0, drain_seconds: float | None = None) -> None:
         """Drains and ends: NOT_SERVING, lame duck, no new calls, running ones finish or are ended, engines end."""
         drain_seconds = self.settings.drain_seconds if drain_seconds is None else drain_seconds
-        _exit_after(lame_duck_seconds + drain_seconds + STOP_GRACE_SECONDS + WATCHDOG_SECONDS)
+        with _watchdog(lame_duck_seconds + drain_seconds + STOP_GRACE_SECONDS + WATCHDOG_SECONDS):
+            await self._stop(lame_duck_seconds, drain_seconds)
+
+    async def _stop(self, lame_duck_seconds: float, drain_seconds: float) -> None:
         log.info("draining", lame_duck_seconds=lame_duck_seconds, drain_seconds=drain_seconds)
         await self.health.drain()
         # Balancers need time to notice; until then calls are still answered.
-        await asyncio.sleep(lame_duck_seconds)
+        await self._until(lambda: False, lame_duck_seconds)
         self.gate.draining = True
         self.registry.changes.bump()
-        limit = time.monotonic() + drain_seconds
         # Sends GOAWAY at once, so that clients go elsewhere; ends what is left at the very end.
         stopped = asyncio.create_task(self._server.stop(drain_seconds + STOP_GRACE_SECONDS))
-        while self.registry.num_leases and (left := limit - time.monotonic()) > 0:
-            await self.registry.changes.after(self.registry.changes.revision, timeout_seconds=left)
-        if self.registry.num_leases:
-            log.warning("drain_timeout", streams=self.registry.num_leases)
-            await self.registry.end_streams(errors.DrainTimeout("the server ended before the answer did"))
+        await self._until(lambda: not self.gate.num_calls, drain_seconds)
+        if self.gate.num_calls:
+            log.warning("drain_timeout", calls=self.gate.num_calls)
+            self.gate.end_calls(errors.DrainTimeout("the server ended before the answer did"))
         await self.health.servicer.enter_graceful_shutdown()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_GRACE_SECONDS):
                 while self.gate.num_calls:
-                    await asyncio.sleep(0.01)
+                    await asyncio.sleep(POLL_SECONDS)
         await self._server.stop(0)
         await stopped
         await self.registry.close()
@@ -164,6 +170,12 @@ class Server:
             await asyncio.wait(self._tasks)
         log.info("stopped", version=__version__)
 
+    async def _until(self, is_done: Callable[[], bool], seconds: float) -> None:
+        """Waits until something is done, the time is over, or somebody is in a hurry."""
+        limit = time.monotonic() + seconds
+        while not is_done() and not self._hurry.is_set() and time.monotonic() < limit:
+            await asyncio.sleep(POLL_SECONDS)
+
 
 class _Signals:
     """SIGINT and SIGTERM as something to wait for."""
@@ -171,10 +183,11 @@ class _Signals:
     def __init__(self) -> None:
         self._received: asyncio.Queue[signal.Signals] = asyncio.Queue()
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> _Signals:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._received.put_nowait, number)
+        return self
 
     def __exit__(self, *_: object) -> None:
         loop = asyncio.get_running_loop()
@@ -185,13 +198,18 @@ class _Signals:
         return await self._received.get()
 
 
-def _exit_after(seconds: float) -> None:
+@contextlib.contextmanager
+def _watchdog(seconds: float) -> Iterator[None]:
     """Ends the process for good if the drain hangs: an orchestrator must not wait for its own kill."""
 
     def exit_now() -> None:
         os.write(2, b"the drain did not end; exiting\n")
         os._exit(FORCED_EXIT_CODE)
 
-    watchdog = threading.Timer(seconds, exit_now)
-    watchdog.daemon = True
-    watchdog.start()
+    timer = threading.Timer(seconds, exit_now)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -49,7 +49,8 @@ class InferenceServicer:
         """Yields what the model's backend says."""
         validation.complete_request(request, max_prompt_bytes=self._max_prompt_bytes)
         with self._leased(request, context) as backend:
-            async with contextlib.aclosing(backend.stream(request, self._call(request, context))) as events:
+            call = context.call = self._call(request, context)
+            async with contextlib.aclosing(backend.stream(request, call)) as events:
                 async for event in events:
                     if event.WhichOneof("event") == "completion":
                         _note_completion(context, event.completion)

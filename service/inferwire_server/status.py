@@ -103,7 +103,10 @@ class Status:
 
 
 def of(error: errors.ServingError, *, tokens_emitted: int | None = None, started: bool = False) -> Status:
-    """Returns the status of `error`; `started` says that a message of the stream was already written."""
+    """Returns the status of `error`.
+
+    `started` says that a message of the stream was already written; then `tokens_emitted`, if known, is told.
+    """
     row = TABLE[type(error)]
     code = row.after if started else row.before
     metadata = {key: value[:MAX_METADATA_CHARS] for key, value in error.metadata.items()}

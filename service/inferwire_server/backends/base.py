@@ -11,14 +11,18 @@ from inferwire.v1 import inference_pb2 as pb
 from inferwire.v1 import models_pb2
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Call:
-    """What a request brings beside its message. Times are seconds of `time.monotonic`."""
+    """What a request brings beside its message. Times are seconds of `time.monotonic`.
+
+    The backend keeps `tokens_emitted` true while it streams; a failure tells it.
+    """
 
     request_id: str
     principal: str
     time_limit: float
     deadline: float | None = None
+    tokens_emitted: int = 0
 
     @property
     def time_limit_seconds(self) -> float:

@@ -76,7 +76,6 @@ class LocalBackend:
         self._progress: Progress = lambda progress: None
         self._ids = itertools.count(1)
         self._mailboxes: dict[int, Mailbox] = {}
-        self._generated: dict[int, int] = {}
         self._queries: dict[int, asyncio.Future[engine_pb2.AnswerReport]] = {}
         self._last_report = time.monotonic()
         self._last_step = engine_pb2.StepReport()
@@ -199,13 +198,10 @@ class LocalBackend:
         try:
             self._send(engine_pb2.Command(submit=submit))
             async for event in mailbox:
+                call.tokens_emitted = mailbox.num_tokens
                 yield event
-        except errors.ServingError as error:
-            error.metadata["tokensEmitted"] = str(self._generated.get(sequence_id, 0))
-            raise
         finally:
             del self._mailboxes[sequence_id]
-            self._generated.pop(sequence_id, None)
             if not mailbox.ended:
                 self._send(engine_pb2.Command(cancel=engine_pb2.CancelCommand(sequence_id=sequence_id)))
 
@@ -270,7 +266,7 @@ class LocalBackend:
         return report
 
     def _failure(self) -> errors.ServingError:
-        """Returns a copy of the failure, because each stream adds its own metadata."""
+        """Returns a copy of the failure, because an exception that is raised twice keeps both tracebacks."""
         assert self._end is not None, "asked for the end of a process that runs"
         return type(self._end)(self._end.message, metadata=self._end.metadata)
 
@@ -328,11 +324,13 @@ class LocalBackend:
         )
         # Its socket is closed, so it is ending or of no use.
         self._kill()
+        by_itself = self._info is not None and not self._is_unloading
+        if by_itself:
+            self._on_exit()
         assert self._process is not None, "read before it was started"
         code = await self._process.wait()
-        if self._info is not None and not self._is_unloading:
+        if by_itself:
             log.error("engine_ended", model=self.model, exit_code=code, last_lines=list(self._stderr))
-            self._on_exit()
 
     async def _read_stderr(self) -> None:
         assert self._process is not None and self._process.stderr is not None, "started without a pipe"
@@ -394,7 +392,7 @@ class LocalBackend:
         mailbox = self._mailboxes.get(entry.sequence_id)
         if mailbox is None:
             return  # cancelled meanwhile
-        self._generated[entry.sequence_id] = entry.generated_tokens
+        mailbox.num_tokens = entry.generated_tokens
         mailbox.put(entry.events)
         if entry.HasField("error"):
             mailbox.fail(wire.unpack_error(entry.error))

@@ -15,13 +15,17 @@ from inferwire_server import errors
 
 
 class Mailbox:
-    """A queue of events that ends with a completion or a failure. One writer, one reader, one event loop."""
+    """A queue of events that ends with a completion or a failure. One writer, one reader, one event loop.
+
+    `num_tokens` is how many tokens the events so far stand for; the writer keeps it.
+    """
 
     def __init__(self) -> None:
         self._events: deque[pb.StreamCompleteResponse] = deque()
         self._error: errors.ServingError | None = None
         self._waiting: asyncio.Future[None] | None = None
         self.ended = False
+        self.num_tokens = 0
 
     def __repr__(self) -> str:
         return f"<Mailbox [{len(self._events)} events | {'ended' if self.ended else 'open'}]>"

@@ -198,7 +198,7 @@ class _Answer:
             message = None if self._has_stops else _delta(event)
             for _ in range(event.repeat):
                 if event.error is not None:
-                    raise _failure(event.error, self._num_tokens)
+                    raise _failure(event.error)
                 if time.monotonic() >= self._call.time_limit or (
                     event.delay_seconds is not None and await self._sleep(event.delay_seconds)
                 ):
@@ -209,6 +209,7 @@ class _Answer:
                 if event.delay_seconds is not None:
                     continue
                 self._num_tokens += 1
+                self._call.tokens_emitted = self._num_tokens
                 self._called_tool = self._called_tool or event.tool_call is not None
                 if event.text is not None and self._has_stops:
                     if text := self._text.push(event.text.encode()):
@@ -314,11 +315,9 @@ def _text_delta(text: str) -> pb.StreamCompleteResponse:
     return pb.StreamCompleteResponse(text=pb.TextDelta(text=text))
 
 
-def _failure(error: Error, num_tokens: int) -> errors.ServingError:
+def _failure(error: Error) -> errors.ServingError:
     return errors.BY_REASON[error.reason](
-        error.message,
-        metadata={**error.metadata, "tokensEmitted": str(num_tokens)},
-        retry_delay_seconds=error.retry_delay_seconds,
+        error.message, metadata=error.metadata, retry_delay_seconds=error.retry_delay_seconds
     )
 
 

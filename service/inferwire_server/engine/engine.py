@@ -67,13 +67,13 @@ class Engine:
 
     def run(self) -> None:
         """Steps until `stop`. Sleeps while there is nothing to do. The calling thread is the engine thread."""
-        while self._take_commands():
+        while self._take_commands(wait=True):
             self.step()
 
     def run_until_idle(self) -> None:
         """Steps until no sequence is left; for a warm-up, and for tests. `stop` must not have been called."""
         while not self._inbox.empty() or self._sequences:
-            self._take_commands()
+            self._take_commands(wait=False)
             self.step()
 
     def step(self) -> None:
@@ -83,6 +83,8 @@ class Engine:
         begin = self._clock()
         for sequence in batch.admitted:
             sequence.admitted = begin
+            if sequence.want_progress:
+                self._start(sequence)
             self._samplers[sequence.sequence_id] = self._new_sampler(sequence)
         if batch.chunks:
             num_prompt_tokens = batch.num_prompt_tokens
@@ -106,12 +108,11 @@ class Engine:
 
     # The inbox.
 
-    def _take_commands(self) -> bool:
-        """Takes what is in the inbox, and waits for something while there is no work. False means stop."""
+    def _take_commands(self, *, wait: bool) -> bool:
+        """Takes what is in the inbox; while there is no work, waits for some if `wait`. False means stop."""
         while True:
-            idle = not (self._scheduler.waiting or self._scheduler.running)
             try:
-                command = self._inbox.get(block=idle)
+                command = self._inbox.get(block=wait and not self._sequences)
             except queue.Empty:
                 return True
             if command is None:
@@ -122,7 +123,6 @@ class Engine:
             elif command in self._sequences:
                 self._drop(self._sequences[command])
                 # Nobody may be left to step for, and still the gateway must see that the cells are free.
-                self._events.pop(command, None)
                 self._send()
 
     def _expire(self, now: float) -> None:
@@ -149,13 +149,14 @@ class Engine:
                 return
         token = self._runner.sample(row, self._samplers[sequence.sequence_id])
         self._take_token(sequence, row, token)
-        end = self._end_of(sequence, token, self._clock())
+        end = self._end_of(sequence, token)
         if end is not None:
             self._finish(sequence, end, self._clock())
 
     def _take_token(self, sequence: Sequence, row: int, token: int) -> None:
         now = self._clock()
-        sequence.first_token = sequence.first_token or now
+        if sequence.first_token is None:
+            sequence.first_token = now
         sequence.last_token = now
         repeats = bool(sequence.generated) and sequence.generated[-1] == token
         sequence.num_repeats = sequence.num_repeats + 1 if repeats else 1
@@ -165,7 +166,7 @@ class Engine:
         if sequence.want_logprobs:
             sequence.pending_logprobs.append(self._logprob(sequence, row, token))
 
-    def _end_of(self, sequence: Sequence, token: int, now: float) -> pb.Completion | None:
+    def _end_of(self, sequence: Sequence, token: int) -> pb.Completion | None:
         """Tells a token's text. Returns why the answer ends with this token, or None."""
         vocabulary = self._runner.vocabulary
         if token in sequence.stop_tokens:
@@ -229,12 +230,14 @@ class Engine:
         report.generated_tokens = len(sequence.generated)
         return report
 
-    def _tell(self, sequence: Sequence, event: pb.StreamCompleteResponse) -> None:
-        report = self._report(sequence)
+    def _start(self, sequence: Sequence) -> None:
         if not sequence.has_started:
             sequence.has_started = True
-            report.events.add(started=sequence.started)
-        report.events.append(event)
+            self._report(sequence).events.add(started=sequence.started)
+
+    def _tell(self, sequence: Sequence, event: pb.StreamCompleteResponse) -> None:
+        self._start(sequence)
+        self._report(sequence).events.append(event)
 
     def _tell_text(self, sequence: Sequence, text: str) -> None:
         if not text:
@@ -285,11 +288,11 @@ def _timing(sequence: Sequence, now: float) -> pb.Timing:
         message.FromNanoseconds(max(0, round((end - begin) * 1e9)))
         return message
 
-    timing = pb.Timing(
-        queued=duration(sequence.arrived, sequence.admitted or now), total=duration(sequence.arrived, now)
-    )
+    admitted = now if sequence.admitted is None else sequence.admitted
+    timing = pb.Timing(queued=duration(sequence.arrived, admitted), total=duration(sequence.arrived, now))
     if sequence.admitted is not None:
-        timing.prefill.CopyFrom(duration(sequence.admitted, sequence.prefilled or now))
+        prefilled = now if sequence.prefilled is None else sequence.prefilled
+        timing.prefill.CopyFrom(duration(admitted, prefilled))
     if sequence.first_token is not None and sequence.last_token is not None:
         timing.time_to_first_token.CopyFrom(duration(sequence.arrived, sequence.first_token))
         timing.decode.CopyFrom(duration(sequence.first_token, sequence.last_token))

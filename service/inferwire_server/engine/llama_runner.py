@@ -24,6 +24,7 @@ from .sampler import LlamaSampler
 from .scheduler import Batch
 from .sequence import SamplingParams
 
+MIN_CONTEXT_LENGTH = 8
 DEFAULT_CONTEXT_LENGTH = 4096
 DEFAULT_PARALLEL_SEQUENCES = 8
 DEFAULT_BATCH_SIZE = 512
@@ -42,6 +43,9 @@ _CACHE_TYPES = {
 }
 """Our type -> (ggml_type of ggml.h, bytes per element)."""
 
+# Elements of one block of a quantized type; flash attention reads whole blocks of a head.
+_BLOCK_SIZE = 32
+
 _FLASH_ATTENTION = {
     models_pb2.FLASH_ATTENTION_AUTO: llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO,
     models_pb2.FLASH_ATTENTION_ON: llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED,
@@ -54,6 +58,8 @@ _ROPE_SCALING = {
     models_pb2.ROPE_SCALING_YARN: llama_cpp.LLAMA_ROPE_SCALING_TYPE_YARN,
     models_pb2.ROPE_SCALING_LONGROPE: llama_cpp.LLAMA_ROPE_SCALING_TYPE_LONGROPE,
 }
+
+_CGROUP = pathlib.Path("/sys/fs/cgroup")
 
 # Enum llama_ftype of include/llama.h, the types that files of the field have.
 _FILE_TYPES = {
@@ -89,7 +95,9 @@ class LlamaVocabulary:
         data = text.encode()
         room = len(data) + 8
         tokens = (llama_cpp.llama_token * room)()
-        count = llama_cpp.llama_tokenize(self._vocab, data, len(data), tokens, room, add_special, parse_special)
+        count = llama_cpp.llama_tokenize(
+            self._vocab, data, len(data), tokens, room, add_special, parse_special
+        )
         if count < 0:
             tokens = (llama_cpp.llama_token * -count)()
             count = llama_cpp.llama_tokenize(
@@ -129,7 +137,11 @@ class LlamaRunner:
     """
 
     def __init__(
-        self, path: str, asked: models_pb2.LoadConfig, *, progress: Callable[[float], None] = lambda fraction: None
+        self,
+        path: str,
+        asked: models_pb2.LoadConfig,
+        *,
+        progress: Callable[[float], None] = lambda fraction: None,
     ) -> None:
         llama_cpp.llama_log_set(_log_to_stderr, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
@@ -139,12 +151,14 @@ class LlamaRunner:
             progress(fraction)
             return True
 
-        params = self._model_params(asked)
-        params.progress_callback = on_progress
-        self._model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
+        # Kept, because the model keeps the pointer to its tensor split.
+        self._params = self._model_params(asked)
+        self._params.progress_callback = on_progress
+        self._model = llama_cpp.llama_model_load_from_file(os.fsencode(path), self._params)
         if not self._model:
             raise errors.ModelFileInvalid("the file is not a model that this server can load")
-        if llama_cpp.llama_model_has_encoder(self._model) or not llama_cpp.llama_model_has_decoder(self._model):
+        is_encoder = llama_cpp.llama_model_has_encoder(self._model)
+        if is_encoder or not llama_cpp.llama_model_has_decoder(self._model):
             raise errors.ModelFileInvalid("the model is not a decoder; it cannot complete text")
         self.vocabulary = LlamaVocabulary(self._model)
         self.config = self._resolve(asked)
@@ -227,7 +241,8 @@ class LlamaRunner:
         logits -= np.log(np.exp(logits).sum())
         top: list[tuple[int, float]] = []
         if num_top:
-            best = np.argpartition(-logits, num_top)[:num_top] if num_top < logits.size else np.arange(logits.size)
+            kth = min(num_top, logits.size) - 1
+            best = np.argpartition(-logits, kth)[: kth + 1]
             best = best[np.argsort(-logits[best], kind="stable")]
             top = [(int(candidate), float(logits[candidate])) for candidate in best]
         return float(logits[token]), top
@@ -243,6 +258,8 @@ class LlamaRunner:
         config = models_pb2.LoadConfig()
         config.CopyFrom(asked)
         trained = llama_cpp.llama_model_n_ctx_train(self._model)
+        if trained < MIN_CONTEXT_LENGTH:
+            raise errors.ModelFileInvalid("the model's own context is too short to be served")
         if not config.HasField("context_length"):
             config.context_length = min(trained, DEFAULT_CONTEXT_LENGTH)
         elif config.context_length > trained and not config.HasField("rope"):
@@ -257,12 +274,18 @@ class LlamaRunner:
         if not config.HasField("batch_size"):
             config.batch_size = max(DEFAULT_BATCH_SIZE, config.parallel_sequences)
         if config.batch_size < config.parallel_sequences:
+            problem = f"at least parallel_sequences ({config.parallel_sequences})"
             raise errors.InvalidRequest(
                 "a step must have room for one token of each sequence",
-                violations=[("config.batch_size", f"at least parallel_sequences ({config.parallel_sequences})")],
+                violations=[("config.batch_size", problem)],
             )
         if not config.HasField("micro_batch_size"):
             config.micro_batch_size = min(config.batch_size, DEFAULT_BATCH_SIZE)
+        if config.micro_batch_size > config.batch_size:
+            raise errors.InvalidRequest(
+                "what is computed at once is a part of a step",
+                violations=[("config.micro_batch_size", f"at most batch_size ({config.batch_size})")],
+            )
         if not config.HasField("threads"):
             config.threads = num_usable_cores()
         if not config.HasField("batch_threads"):
@@ -270,12 +293,26 @@ class LlamaRunner:
         config.key_cache_type = config.key_cache_type or models_pb2.CACHE_TYPE_F16
         config.value_cache_type = config.value_cache_type or models_pb2.CACHE_TYPE_F16
         config.flash_attention = config.flash_attention or models_pb2.FLASH_ATTENTION_AUTO
+        self._check_cache_types(config)
         if not config.HasField("mmap"):
             config.mmap = True
         if not config.HasField("mlock"):
             config.mlock = False
         config.deterministic = asked.deterministic
         return config
+
+    def _check_cache_types(self, config: models_pb2.LoadConfig) -> None:
+        """Refuses quantized caches that llama.cpp cannot make, so that a failed context means too little memory."""
+        flash = config.flash_attention != models_pb2.FLASH_ATTENTION_OFF
+        violations = []
+        if not flash and _is_quantized(config.value_cache_type):
+            violations.append(("config.value_cache_type", "a quantized type needs flash attention"))
+        for name, width in zip(("key_cache_type", "value_cache_type"), self._head_widths(), strict=True):
+            if flash and _is_quantized(getattr(config, name)) and width % _BLOCK_SIZE:
+                problem = f"a quantized type needs heads of a multiple of {_BLOCK_SIZE} values, not {width}"
+                violations.append((f"config.{name}", problem))
+        if violations:
+            raise errors.InvalidRequest("the model's cache cannot have this type", violations=violations)
 
     @staticmethod
     def _model_params(asked: models_pb2.LoadConfig) -> Any:
@@ -306,8 +343,7 @@ class LlamaRunner:
     def _context_params(self) -> Any:
         config, rope = self.config, self.config.rope
         params = llama_cpp.llama_context_default_params()
-        padded = -(-config.context_length // CELLS_MULTIPLE) * CELLS_MULTIPLE
-        params.n_ctx = padded * config.parallel_sequences
+        params.n_ctx = self._num_cells
         params.n_seq_max = config.parallel_sequences
         # One buffer per sequence: attention then walks only the sequence's own cells.
         params.kv_unified = False
@@ -337,19 +373,35 @@ class LlamaRunner:
     def _check_memory(self) -> None:
         """Refuses a cache that cannot fit: Linux would grant the memory and then kill the process that touches it."""
         available = available_memory_bytes()
-        if available is None or llama_cpp.llama_model_is_recurrent(self._model):
+        model = self._model
+        has_state = llama_cpp.llama_model_is_recurrent(model) or llama_cpp.llama_model_is_hybrid(model)
+        if available is None or has_state:
             return
         config = self.config
-        heads = llama_cpp.llama_model_n_head(self._model)
-        width = llama_cpp.llama_model_n_embd(self._model) * llama_cpp.llama_model_n_head_kv(self._model) / max(1, heads)
-        element = _CACHE_TYPES[config.key_cache_type][1] + _CACHE_TYPES[config.value_cache_type][1]
-        cells = config.context_length * config.parallel_sequences
-        needed = int(cells * llama_cpp.llama_model_n_layer(self._model) * width * element)
+        key_width, value_width = self._head_widths()
+        head_bytes = key_width * _CACHE_TYPES[config.key_cache_type][1]
+        head_bytes += value_width * _CACHE_TYPES[config.value_cache_type][1]
+        num_heads = llama_cpp.llama_model_n_layer(model) * llama_cpp.llama_model_n_head_kv(model)
+        needed = int(self._num_cells * num_heads * head_bytes)
         if needed > available:
             raise errors.InsufficientMemory(
                 "the cache of this context and number of sequences does not fit into memory; lower one of them",
                 metadata={"neededBytes": str(needed), "availableBytes": str(available)},
             )
+
+    @property
+    def _num_cells(self) -> int:
+        """Cells of all sequences, as llama.cpp rounds them."""
+        padded = -(-self.config.context_length // CELLS_MULTIPLE) * CELLS_MULTIPLE
+        return padded * self.config.parallel_sequences
+
+    def _head_widths(self) -> tuple[int, int]:
+        """Returns the values of a head's key and of its value: as the file says, else its share of the width."""
+        architecture = self._metadata("general.architecture")
+        share = llama_cpp.llama_model_n_embd(self._model) // max(1, llama_cpp.llama_model_n_head(self._model))
+        key = self._metadata(f"{architecture}.attention.key_length")
+        value = self._metadata(f"{architecture}.attention.value_length")
+        return int(key) if key.isdecimal() else share, int(value) if value.isdecimal() else share
 
     def _metadata(self, key: str) -> str:
         buffer = ctypes.create_string_buffer(256)
@@ -357,11 +409,15 @@ class LlamaRunner:
         return buffer.value.decode("utf-8", "replace") if size >= 0 else ""
 
 
+def _is_quantized(cache_type: models_pb2.CacheType) -> bool:
+    return _CACHE_TYPES[cache_type][1] < 2
+
+
 def num_usable_cores() -> int:
     """Returns the cores this process may use: its affinity, bounded by the container's CPU quota (cgroup v2)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
-        quota, period = pathlib.Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        quota, period = (_CGROUP / "cpu.max").read_text().split()
         if quota != "max":
             cores = min(cores, max(1, int(quota) // int(period)))
     except (OSError, ValueError):
@@ -370,12 +426,28 @@ def num_usable_cores() -> int:
 
 
 def available_memory_bytes() -> int | None:
-    """Returns the memory that can be had without swapping, or None where the system does not say (not Linux)."""
+    """Returns the memory that can be had without swapping, bounded by the container's limit (cgroup v2).
+
+    None where the system does not say (not Linux).
+    """
     try:
-        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
+        available = 1024 * _counter(pathlib.Path("/proc/meminfo"), "MemAvailable:")
+    except (OSError, ValueError):
         return None
-    for line in lines:
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return None
+    try:
+        limit = int((_CGROUP / "memory.max").read_text())
+        used = int((_CGROUP / "memory.current").read_text())
+        # Cached files count as used, but make room when memory is asked for.
+        cached = sum(_counter(_CGROUP / "memory.stat", which) for which in ("active_file", "inactive_file"))
+    except (OSError, ValueError):
+        return available  # no container, or one without a limit: "max"
+    return min(available, max(0, limit - used + cached))
+
+
+def _counter(path: pathlib.Path, name: str) -> int:
+    """Returns a number of a file whose lines are a name and a number. Raises OSError or ValueError."""
+    for line in path.read_text().splitlines():
+        key, number, *_ = line.split()
+        if key == name:
+            return int(number)
+    raise ValueError(f"{path} has no {name}")

@@ -16,6 +16,11 @@ from .sequence import SamplingParams
 
 # llama.cpp takes this seed for "draw one", so it is the one seed that cannot be passed on.
 _RANDOM_SEED = 0xFFFFFFFF
+# Below this a draw is the likeliest token anyway, and dividing by it overflows.
+_LEAST_TEMPERATURE = 1e-4
+# Far beyond every logit, and far enough from the end of float32 for what is done to logits later.
+_MOST_BIAS = 1e20
+_FORBIDDEN = float("-inf")
 _MIROSTAT_M = 100
 _MIN_KEEP = 1
 
@@ -34,7 +39,6 @@ class LlamaSampler:
     ) -> None:
         self._looks_back = sampling.looks_back
         self.chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
-        self._keep: list[Any] = []  # C arrays that must live while a sampler is made
         try:
             self._build(vocab, sampling, num_vocab, context_length, forbidden)
         except BaseException:
@@ -66,11 +70,12 @@ class LlamaSampler:
 
         s = sampling
         seed = s.seed if s.seed != _RANDOM_SEED else _RANDOM_SEED - 1
-        bias = {**s.logit_bias, **dict.fromkeys(forbidden, float("-inf"))}
+        bias = {**s.logit_bias, **dict.fromkeys(forbidden, _FORBIDDEN)}
         if bias:
             entries = (llama_cpp.llama_logit_bias * len(bias))()
             for entry, (token, value) in zip(entries, bias.items(), strict=True):
-                entry.token, entry.bias = token, value
+                entry.token = token
+                entry.bias = value if value == _FORBIDDEN else max(-_MOST_BIAS, min(value, _MOST_BIAS))
             self._add(llama_cpp.llama_sampler_init_logit_bias(num_vocab, len(bias), entries))
         if (s.repetition_penalty, s.frequency_penalty, s.presence_penalty) != (1.0, 0.0, 0.0):
             self._add(
@@ -95,7 +100,7 @@ class LlamaSampler:
                     len(breakers),
                 )
             )
-        if s.temperature == 0:
+        if s.temperature < _LEAST_TEMPERATURE:
             self._add(llama_cpp.llama_sampler_init_greedy())
             return
         if s.mirostat_version:

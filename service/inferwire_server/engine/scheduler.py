@@ -114,11 +114,14 @@ class StepBudget:
     """How many tokens a step may have, so that it stays within its time, from the speed of the steps before.
 
     A step is modelled as the time of a pure decode step plus a time per prompt token; both are moving averages.
-    With `fixed_tokens` the answer never changes, so that the same request is always cut in the same places.
+    A step's time is shared among all its tokens, so the second is never below what a token costs; and a few tokens say
+    less about it than many. With `fixed_tokens` the answer never changes, so that the same request is always cut in
+    the same places.
     """
 
     MIN_PROMPT_TOKENS = 8
     WEIGHT = 0.3
+    FULL_WEIGHT_TOKENS = 64
 
     def __init__(
         self,
@@ -145,20 +148,27 @@ class StepBudget:
         """Returns the most tokens of the next step, decoding ones included."""
         if self._fixed_tokens is not None:
             return self._fixed_tokens
-        limit = self._max_decode_step_seconds if num_decoding else self._max_prefill_step_seconds
-        left = limit - (self._decode_seconds if num_decoding else 0.0)
-        prompt_tokens = max(self.MIN_PROMPT_TOKENS, int(max(0.0, left) / self._prompt_token_seconds))
+        prompt_tokens = self.MIN_PROMPT_TOKENS
+        if not math.isinf(self._prompt_token_seconds):
+            left = self._max_prefill_step_seconds
+            if num_decoding:
+                decode_seconds = max(self._decode_seconds, num_decoding * self._prompt_token_seconds)
+                left = self._max_decode_step_seconds - decode_seconds
+            prompt_tokens = max(prompt_tokens, int(left / self._prompt_token_seconds))
         return min(self._batch_size, num_decoding + prompt_tokens)
 
     def observe(self, *, num_prompt_tokens: int, num_decoding: int, seconds: float) -> None:
         """Learns from a step that took `seconds`."""
         if num_prompt_tokens == 0:
-            self._decode_seconds = self._blend(self._decode_seconds or seconds, seconds)
+            self._decode_seconds = self._blend(self._decode_seconds or seconds, seconds, self.WEIGHT)
             return
-        prompt_seconds = max(0.0, seconds - (self._decode_seconds if num_decoding else 0.0))
-        per_token = max(prompt_seconds / num_prompt_tokens, 1e-7)
-        known = not math.isinf(self._prompt_token_seconds)
-        self._prompt_token_seconds = self._blend(self._prompt_token_seconds, per_token) if known else per_token
+        token_seconds = max(seconds / (num_prompt_tokens + num_decoding), 1e-7)
+        if math.isinf(self._prompt_token_seconds):
+            self._prompt_token_seconds = token_seconds
+        else:
+            weight = self.WEIGHT * min(1.0, num_prompt_tokens / self.FULL_WEIGHT_TOKENS)
+            self._prompt_token_seconds = self._blend(self._prompt_token_seconds, token_seconds, weight)
 
-    def _blend(self, old: float, new: float) -> float:
-        return old + self.WEIGHT * (new - old)
+    @staticmethod
+    def _blend(old: float, new: float, weight: float) -> float:
+        return old + weight * (new - old)

@@ -56,7 +56,7 @@ class Phase(enum.Enum):
     DECODE = "decode"
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Sequence:
     """One completion. The scheduler owns `phase`, `slot` and `num_computed`; the engine owns the rest."""
 

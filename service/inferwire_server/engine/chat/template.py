@@ -1,33 +1,23 @@
-"""Renders a conversation with a model's Jinja chat template, in a sandbox with bounds.
+"""Renders a conversation with a model's Jinja chat template.
 
-A template comes from the model's file, so it is untrusted code: no attribute that leads out of the sandbox, no unbounded
-string or range, a bound on the output and on the time between two pieces of it. The environment offers what templates of
-the field use, as Hugging Face Transformers' `apply_chat_template` does: trimmed blocks, loop controls, `tojson` without HTML
-escapes, `raise_exception`, `strftime_now`, and the `generation` tag.
+A template comes from the model's file, so it is untrusted code; `sandbox` bounds what it may spend. The environment offers
+what templates of the field use, as Hugging Face Transformers' `apply_chat_template` does: trimmed blocks, loop controls,
+`tojson` without HTML escapes, `raise_exception`, `strftime_now`, and the `generation` tag.
 """
 
 from __future__ import annotations
 
-import datetime
-import json
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
-import jinja2.sandbox
-
 from inferwire_server import errors
 
+from .sandbox import Allowance, Environment, Refused
+
 MAX_RENDER_SECONDS = 1.0
-MAX_REPEATED_CHARS = 1 << 20
-
-
-class _Refused(Exception):
-    """The template called raise_exception: its own words about the conversation."""
+# New values of one rendering, bytes: so many times the largest prompt, for what a template builds on its way there.
+MAX_PROMPTS = 16
+MIN_ALLOWANCE_BYTES = 1 << 20
 
 
 class ChatTemplate:
@@ -36,15 +26,18 @@ class ChatTemplate:
     def __init__(self, source: str, *, bos: str, eos: str, max_bytes: int) -> None:
         self._specials = {"bos_token": bos, "eos_token": eos}
         self._max_bytes = max_bytes
+        self._environment = Environment(self._allowance())
         try:
-            self._template = _Environment().from_string(source)
+            self._template = self._environment.from_string(source)
+        except Exception as error:
+            # Untrusted code fails in many ways: Jinja's errors, Python's for what Jinja made of it, or nesting too deep.
+            raise errors.TemplateInvalid("the chat template cannot be compiled", detail=repr(error)) from error
+        try:
             self.render([{"role": "user", "content": "Hello"}])
         except errors.TemplateRejected as error:
             raise errors.TemplateInvalid(
                 "the chat template fails on a plain conversation", detail=error.detail
             ) from error
-        except (jinja2.TemplateError, RecursionError, MemoryError, ValueError) as error:
-            raise errors.TemplateInvalid("the chat template cannot be compiled", detail=repr(error)) from error
 
     def render(
         self,
@@ -65,20 +58,16 @@ class ChatTemplate:
             "tools": tools or None,
             "add_generation_prompt": True,
         }
+        self._environment.allowance = self._allowance()
         pieces: list[str] = []
         size = 0
-        limit = time.monotonic() + MAX_RENDER_SECONDS
         try:
             for piece in self._template.generate(variables):
-                size += len(piece.encode("utf-8", "surrogatepass"))
+                size += len(piece.encode())
                 if size > self._max_bytes:
-                    raise _Refused("the rendered conversation exceeds the server's limit")
-                if time.monotonic() > limit:
-                    raise _Refused("rendering took too long")
+                    raise Refused("the rendered conversation exceeds the server's limit")
                 pieces.append(piece)
-            text = "".join(pieces)
-            text.encode()
-        except _Refused as error:
+        except Refused as error:
             raise errors.TemplateRejected(
                 "the model's chat template refuses this conversation", detail=str(error)
             ) from error
@@ -87,54 +76,8 @@ class ChatTemplate:
             raise errors.TemplateRejected(
                 "the model's chat template fails on this conversation", detail=repr(error)
             ) from error
-        return text
+        return "".join(pieces)
 
-
-class _Generation(jinja2.ext.Extension):
-    """The tag {% generation %}, which marks what the model writes; it changes nothing when rendering."""
-
-    tags = {"generation"}  # noqa: RUF012  jinja2's own declaration
-
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    intercepted_binops = frozenset({"*", "**", "%"})
-
-    def __init__(self) -> None:
-        super().__init__(
-            trim_blocks=True,
-            lstrip_blocks=True,
-            extensions=["jinja2.ext.loopcontrols", _Generation],
-            undefined=jinja2.ChainableUndefined,
-        )
-        self.filters["tojson"] = _tojson
-        self.globals["raise_exception"] = _raise_exception
-        self.globals["strftime_now"] = _strftime_now
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if operator == "**":
-            if not all(isinstance(value, int | float) and abs(value) <= 1024 for value in (left, right)):
-                raise _Refused("a power beyond the limit")
-        elif operator == "*":
-            for value, times in ((left, right), (right, left)):
-                sized = isinstance(value, str | bytes | list | tuple)
-                if sized and isinstance(times, int) and len(value) * times > MAX_REPEATED_CHARS:
-                    raise _Refused("a repetition beyond the limit")
-        elif isinstance(left, str | bytes):
-            raise _Refused("string formatting by % is not offered")
-        return super().call_binop(context, operator, left, right)
-
-
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **_: Any) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=None if indent is None else min(int(indent), 16))
-
-
-def _raise_exception(message: str) -> None:
-    raise _Refused(str(message)[:1000])
-
-
-def _strftime_now(format: str) -> str:
-    return datetime.datetime.now().strftime(str(format)[:256])
+    def _allowance(self) -> Allowance:
+        max_bytes = MIN_ALLOWANCE_BYTES + MAX_PROMPTS * self._max_bytes
+        return Allowance(max_bytes=max_bytes, max_seconds=MAX_RENDER_SECONDS)

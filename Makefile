@@ -1,0 +1,75 @@
+# Two commands do everything: `make serve` and `make test`. They need Python 3.11 or newer and a C and C++ compiler.
+
+# The Python of .venv where there is one, else the first that is new enough, else whatever will say that it is too old.
+PYTHON ?= $(or $(shell for p in .venv/bin/python python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done),python3)
+ADDRESS ?= 127.0.0.1:50051
+ARGS ?=
+
+SETUP = $(PYTHON) tools/setup_env.py
+BIN = .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test setup lint format types generate check-generate train lock clean
+
+help: ## Show this list
+	@echo "make TARGET [ADDRESS=$(ADDRESS)] [ARGS='more arguments'] [PYTHON=python3.12]"
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r target text; do \
+		printf '  %-16s %s\n' "$$target" "$$text"; done
+
+serve: ## Set up what is missing (minutes, once), then serve the demo model on ADDRESS
+	@$(SETUP) --then $(BIN)/inferwire serve --address $(ADDRESS) $(ARGS)
+
+test: ## Set up what is missing, then run every test (ARGS goes to pytest)
+	@$(SETUP) --dev
+	@$(BIN)/python -m pytest $(ARGS)
+
+setup: ## Set up what serve, test, lint and types need, and run nothing
+	@$(SETUP) --dev
+
+lint: ## Check the style of the code and of the contract, and that the contract breaks nobody
+	@$(SETUP) --dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code
+	tools/check_breaking.sh $(BIN)/buf
+
+format: ## Rewrite the code and the contract in the house's style
+	@$(SETUP) --dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/buf format --write
+
+types: ## Check the types
+	@$(SETUP) --dev
+	$(BIN)/mypy
+
+generate: .venv-generate/stamp ## Generate the Python code of the contract anew
+	tools/generate.sh .venv-generate/bin/python
+
+check-generate: .venv-generate/stamp ## Check that the generated code is fresh
+	tools/generate.sh .venv-generate/bin/python --check
+
+train: ## Train the demo model from nothing (ARGS goes to training.train)
+	@$(SETUP) --train
+	$(BIN)/python -m training.train $(ARGS)
+
+lock: .venv-lock/stamp ## Lock the requirements anew (ARGS goes to uv, such as --upgrade)
+	tools/lock.sh .venv-lock/bin/uv $(ARGS)
+
+clean: ## Remove everything that is made here, the environments too
+	rm -rf .venv .venv-generate .venv-lock .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv-generate/stamp: requirements/generate.txt
+	@echo "==> Making .venv-generate"
+	@$(PYTHON) -m venv --clear .venv-generate
+	@.venv-generate/bin/python -m pip install -q --disable-pip-version-check --require-hashes --no-deps -r $<
+	@touch $@
+
+.venv-lock/stamp:
+	@echo "==> Making .venv-lock"
+	@$(PYTHON) -m venv --clear .venv-lock
+	@.venv-lock/bin/python -m pip install -q --disable-pip-version-check uv
+	@touch $@

@@ -1,0 +1,340 @@
+"""The async door, the twin of `client`: the same names and arguments, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Sequence
+from types import TracebackType
+from typing import Generic, Protocol, Self, TypeVar, Unpack
+
+import grpc
+import grpc.aio
+from google.protobuf.message import Message
+
+from inferwire import request as requests
+from inferwire.channel import CHANNEL_OPTIONS, DEFAULT_TIMEOUT_SECONDS, Endpoint
+from inferwire.errors import InferwireError, cancelled
+from inferwire.gather import Gatherer
+from inferwire.reading import E, Reading, State
+from inferwire.v1 import inference_pb2 as inference
+from inferwire.v1 import models_pb2 as models
+from inferwire.v1.inference_pb2_grpc import InferenceServiceStub
+from inferwire.v1.models_pb2_grpc import ModelServiceStub
+
+Q = TypeVar("Q", bound=Message)
+R = TypeVar("R", bound=Message)
+E_co = TypeVar("E_co", covariant=True)
+
+
+class AsyncClient:
+    """A connection to a server. Tasks of one event loop may share it; it connects at the first call and again after a
+    loss.
+
+    Args:
+        target: where the server is, such as "127.0.0.1:50051" or "dns:///inferwire.example:443".
+        token: the key that every call carries.
+        tls: credentials, or True for those of the system, or False for plain text. None: plain text to this machine,
+            TLS to any other.
+        default_timeout: seconds that a call may take when it does not say so itself. Loads and watches have no
+            deadline of their own.
+
+    Every method raises InferwireError, and takes `timeout` in seconds: None means the default, math.inf no deadline.
+    gRPC repeats a call of the inference service up to twice while nothing of its answer has come.
+    """
+
+    def __init__(
+        self,
+        target: str = "127.0.0.1:50051",
+        *,
+        token: str | None = None,
+        tls: grpc.ChannelCredentials | bool | None = None,
+        default_timeout: float = DEFAULT_TIMEOUT_SECONDS,
+    ) -> None:
+        self._endpoint = Endpoint.of(target, token, tls, default_timeout)
+        if self._endpoint.credentials is None:
+            self._channel = grpc.aio.insecure_channel(target, CHANNEL_OPTIONS)
+        else:
+            self._channel = grpc.aio.secure_channel(target, self._endpoint.credentials, CHANNEL_OPTIONS)
+        self._inference = InferenceServiceStub(self._channel)
+        self._models = ModelServiceStub(self._channel)
+
+    @property
+    def channel(self) -> grpc.aio.Channel:
+        """The connection, for stubs of other services such as grpc.health.v1. It carries no token by itself."""
+        return self._channel
+
+    async def close(self) -> None:
+        """Closes the connection; calls that still run are cancelled."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"<Client [{self._endpoint!r}]>"
+
+    async def complete(
+        self,
+        request: inference.CompleteRequest | None = None,
+        /,
+        *,
+        timeout: float | None = None,
+        request_id: str | None = None,
+        **shorthand: Unpack[requests.Shorthand],
+    ) -> inference.CompleteResponse:
+        """Returns the whole answer to a CompleteRequest, or to the one that the keywords say."""
+        message = requests.completion(request, shorthand)
+        return await self._call(self._inference.Complete, message, timeout, request_id)
+
+    def stream(
+        self,
+        request: inference.CompleteRequest | None = None,
+        /,
+        *,
+        timeout: float | None = None,
+        request_id: str | None = None,
+        **shorthand: Unpack[requests.Shorthand],
+    ) -> AsyncCompletionStream:
+        """Returns the answer as it is made. Use it in an `async with`: to leave that early cancels the generation."""
+        message = requests.completion(request, shorthand)
+        call = self._inference.StreamComplete(
+            message,
+            timeout=self._endpoint.timeout(timeout),
+            metadata=self._endpoint.call_metadata(request_id),
+        )
+        return AsyncCompletionStream(call, Reading("completion"))
+
+    async def embed(
+        self,
+        inputs: str | Sequence[str],
+        *,
+        model: str | None = None,
+        dimensions: int | None = None,
+        normalize: bool | None = None,
+        timeout: float | None = None,
+    ) -> inference.EmbedResponse:
+        """Returns one vector per text, in order."""
+        message = requests.embedding(inputs, model, dimensions, normalize)
+        return await self._call(self._inference.Embed, message, timeout)
+
+    async def count_tokens(
+        self,
+        request: inference.CompleteRequest | None = None,
+        /,
+        *,
+        timeout: float | None = None,
+        **shorthand: Unpack[requests.Shorthand],
+    ) -> inference.CountTokensResponse:
+        """Returns how many tokens the request would put before the model; nothing is generated."""
+        message = requests.completion(request, shorthand)
+        return await self._call(self._inference.CountTokens, message, timeout)
+
+    async def tokenize(
+        self,
+        text: str,
+        *,
+        model: str | None = None,
+        add_special: bool = False,
+        parse_special: bool = False,
+        timeout: float | None = None,
+    ) -> inference.TokenizeResponse:
+        """Returns the tokens of a text with the bytes of each."""
+        message = inference.TokenizeRequest(
+            model=model, text=text, add_special=add_special, parse_special=parse_special
+        )
+        return await self._call(self._inference.Tokenize, message, timeout)
+
+    async def detokenize(
+        self, token_ids: Sequence[int], *, model: str | None = None, timeout: float | None = None
+    ) -> bytes:
+        """Returns the bytes that the tokens stand for; they need not be valid UTF-8."""
+        message = inference.DetokenizeRequest(model=model, token_ids=token_ids)
+        return (await self._call(self._inference.Detokenize, message, timeout)).data
+
+    async def list_models(self, *, timeout: float | None = None) -> inference.ListModelsResponse:
+        """Returns every model in any state, and the default model's name."""
+        return await self._call(self._inference.ListModels, inference.ListModelsRequest(), timeout)
+
+    async def get_model(self, model: str, *, timeout: float | None = None) -> models.Model:
+        """Returns one model."""
+        message = inference.GetModelRequest(model=model)
+        return (await self._call(self._inference.GetModel, message, timeout)).model
+
+    def watch_models(self, *, timeout: float = math.inf) -> AsyncStream[inference.WatchModelsResponse]:
+        """Returns the list of models now and again after every change; it ends only by failure or by the caller."""
+        call = self._inference.WatchModels(
+            inference.WatchModelsRequest(),
+            timeout=self._endpoint.timeout(timeout),
+            metadata=self._endpoint.metadata,
+        )
+        return AsyncStream(call, Reading(None))
+
+    async def list_backends(self, *, timeout: float | None = None) -> Sequence[inference.Backend]:
+        """Returns the backends with their capabilities, models and health, ordered by id."""
+        return (
+            await self._call(self._inference.ListBackends, inference.ListBackendsRequest(), timeout)
+        ).backends
+
+    async def health(self, *, timeout: float | None = None) -> inference.HealthResponse:
+        """Returns what the server is and how it is."""
+        return await self._call(self._inference.Health, inference.HealthRequest(), timeout)
+
+    async def load(
+        self,
+        model: str | models.LoadRequest,
+        path: str | None = None,
+        *,
+        config: models.LoadConfig | None = None,
+        keep_alive: float | None = None,
+        pinned: bool = False,
+        replace: bool = False,
+        timeout: float = math.inf,
+    ) -> models.LoadResponse:
+        """Loads a model and returns when it is ready; a whole LoadRequest may stand in place of the name.
+
+        `path` is relative to one of the server's model roots. To stop waiting does not stop the load: `unload` does.
+        """
+        message = requests.load(model, path, config, keep_alive, pinned, replace)
+        return await self._call(self._models.Load, message, timeout)
+
+    def stream_load(
+        self,
+        model: str | models.LoadRequest,
+        path: str | None = None,
+        *,
+        config: models.LoadConfig | None = None,
+        keep_alive: float | None = None,
+        pinned: bool = False,
+        replace: bool = False,
+        timeout: float = math.inf,
+    ) -> AsyncStream[models.StreamLoadResponse]:
+        """Returns the way of a load: any number of `progress`, then exactly one `loaded`. As `load` otherwise."""
+        message = requests.load(model, path, config, keep_alive, pinned, replace)
+        call = self._models.StreamLoad(
+            message, timeout=self._endpoint.timeout(timeout), metadata=self._endpoint.metadata
+        )
+        return AsyncStream(call, Reading("loaded"))
+
+    async def unload(
+        self, model: str, *, drain_timeout: float | None = None, timeout: float | None = None
+    ) -> models.UnloadResponse:
+        """Unloads a model; running requests may go on for `drain_timeout` seconds (None: the server's 30)."""
+        return await self._call(self._models.Unload, requests.unload(model, drain_timeout), timeout)
+
+    async def _call(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[Q, R],
+        message: Q,
+        timeout: float | None,
+        request_id: str | None = None,
+    ) -> R:
+        try:
+            return await method(
+                message,
+                timeout=self._endpoint.timeout(timeout),
+                metadata=self._endpoint.call_metadata(request_id),
+            )
+        except grpc.RpcError as error:
+            raise InferwireError.of(error) from error
+
+
+class AsyncStream(AsyncIterator[E], Generic[E]):
+    """The messages of one call, once and in order.
+
+    To leave its `async with` early, `cancel` it or drop it ends the call; so does cancelling the task that reads.
+    """
+
+    def __init__(self, call: _EventCall[E], reading: Reading[E]) -> None:
+        self._call = call
+        self._reading = reading
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> E:
+        if self._reading.state is not State.OPEN:
+            raise StopAsyncIteration
+        try:
+            async for event in self._call:
+                if self._reading.passes(event):
+                    return event
+        except grpc.RpcError as error:
+            self._reading.stop(State.FAILED)
+            raise InferwireError.of(error) from error
+        except asyncio.CancelledError:
+            self._reading.stop(State.CANCELLED)
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # grpc.aio raises the same for a cancelled call; the task itself is to live on.
+            raise cancelled() from None
+        last = self._reading.end()
+        if last is None:
+            raise StopAsyncIteration
+        return last
+
+    def cancel(self) -> None:
+        """Ends the call; who waits for the next event gets InferwireError CANCELLED. After the end it does nothing."""
+        self._call.cancel()
+
+    async def close(self) -> None:
+        """Cancels the call if it still runs, and ends the iteration."""
+        self._reading.stop(State.CANCELLED)
+        self._call.cancel()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} [{self._reading.state.value}]>"
+
+
+class AsyncCompletionStream(AsyncStream[inference.StreamCompleteResponse]):
+    """The events of one answer: `started`, deltas, and `completion` last. Unknown events are skipped.
+
+    The completion comes only when the status is OK, so it proves that the answer is whole.
+    """
+
+    @property
+    def started(self) -> inference.Started | None:
+        """The beginning of the answer; None until it has been read."""
+        first = self._reading.first
+        return first.started if first is not None and first.HasField("started") else None
+
+    @property
+    def completion(self) -> inference.Completion | None:
+        """The end of the answer; None until all of it has been read."""
+        last = self._reading.last
+        return None if last is None else last.completion
+
+    async def text(self) -> AsyncIterator[str]:
+        """Yields the answer's text as it comes, and nothing else of it."""
+        async for event in self:
+            if event.HasField("text"):
+                yield event.text.text
+
+    async def gather(self) -> inference.CompleteResponse:
+        """Reads to the end and returns the answer that `complete` would have given; instead of iterating, not after."""
+        gatherer = Gatherer()
+        async with self:
+            async for event in self:
+                gatherer.add(event)
+        return gatherer.response()
+
+
+class _EventCall(Protocol[E_co]):
+    """A running call, as grpc.aio gives it; grpc itself names no public class with both."""
+
+    def __aiter__(self) -> AsyncIterator[E_co]: ...
+    def cancel(self) -> bool: ...

@@ -1,0 +1,105 @@
+"""Cancelling: whatever a request was doing, what it held is free soon after, and nobody else notices."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import grpc
+import pytest
+
+from inferwire import user
+from inferwire.v1 import inference_pb2 as pb
+
+from .serving import bare_stub, demo, endless, rest, running, until_idle
+
+SEED = 20261120
+
+
+async def test_two_hundred_cancels_at_random_moments_leave_nothing_behind():
+    """Queued, in prefill, while decoding or finishing: leases created == released, and no KV cell in use."""
+    draw = random.Random(SEED)
+    print(f"seed {SEED}")
+    async with running(models={"demo": demo(parallel_sequences=4)}) as (server, client), bare_stub(server) as stub:
+        reached = {"queued": 0, "prefill": 0, "decode": 0, "finishing": 0}
+        slots = asyncio.Semaphore(12)
+
+        async def cancel_one(phase: str) -> None:
+            async with slots:
+                request = endless(progress=True)
+                request.prompt = "Once upon a time there was a fox. " * draw.randint(1, 60)
+                if phase == "finishing":
+                    request.stopping.max_tokens = draw.randint(1, 20)
+                call = stub.StreamComplete(request)
+                seen = 0
+                limit = draw.randint(1, 40)
+                while (event := await call.read()) is not grpc.aio.EOF:
+                    kind = event.WhichOneof("event")
+                    stage = event.progress.WhichOneof("stage")
+                    seen += kind == "text"
+                    if (
+                        (phase == "queued" and stage in ("queue", "prefill"))
+                        or (phase == "prefill" and stage == "prefill")
+                        or (phase == "decode" and seen >= limit)
+                        or (phase == "finishing" and kind == "completion")
+                    ):
+                        reached["queued" if stage == "queue" else phase] += 1
+                        break
+                call.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    while await call.read() is not grpc.aio.EOF:
+                        pass
+                    # It had ended before the cancel came.
+                    raise asyncio.CancelledError
+
+        before = server.registry.leases_created
+        phases = [draw.choice(list(reached)) for _ in range(200)]
+        await asyncio.gather(*map(cancel_one, phases))
+        await until_idle(server)
+        print(f"cancelled: {reached}")
+        assert 200 == server.registry.leases_created - before
+        assert server.registry.leases_created == server.registry.leases_released
+        assert 0 == server.registry.occupancy("demo").cells_used
+        assert 0 == server.registry.occupancy("demo").streams_in_flight
+        assert all(reached.values())
+        response = await client.complete(chat=[user("What is the capital of France?")], temperature=0)
+        assert "The capital of France is Paris." == response.message.parts[0].text
+
+
+async def test_a_cancel_changes_no_byte_of_the_streams_beside_it():
+    """Half of the streams are cancelled; the others say what they say when nobody is."""
+    async with running(models={"demo": demo(parallel_sequences=8)}) as (server, _), bare_stub(server) as stub:
+
+        async def answer(index: int, cancel_after: int | None) -> str:
+            request = pb.CompleteRequest(model="demo", prompt=f"Once upon a time {'very ' * index}long ago")
+            request.sampling.temperature = 0
+            request.stopping.max_tokens = 60
+            call = stub.StreamComplete(request)
+            text = ""
+            while (event := await call.read()) is not grpc.aio.EOF:
+                text += event.text.text
+                if cancel_after is not None and len(text) >= cancel_after:
+                    call.cancel()
+                    break
+            return text
+
+        undisturbed = await asyncio.gather(*(answer(index, None) for index in range(8)))
+        for round_ in range(5):
+            cancelled = set(random.Random(round_).sample(range(8), 4))
+            texts = await asyncio.gather(*(answer(i, 20 if i in cancelled else None) for i in range(8)))
+            for index in set(range(8)) - cancelled:
+                assert undisturbed[index] == texts[index]
+
+
+async def test_a_queued_request_that_is_cancelled_never_reaches_the_engine():
+    """The answers before and after it are computed as if it had not been."""
+    async with running(models={"demo": demo(deterministic=True)}) as (server, client), bare_stub(server) as stub:
+        first = stub.StreamComplete(endless())
+        await first.read()
+        queued = stub.StreamComplete(endless(progress=True))
+        assert "started" == (await queued.read()).WhichOneof("event")
+        queued.cancel()
+        while server.registry.occupancy("demo").queue_length:
+            await server.registry.changes.after(server.registry.changes.revision, timeout_seconds=0.01)
+        assert "completion" == (await rest(first))[-1].WhichOneof("event")
+        assert 1 == len((await client.complete(prompt="Once", model="demo", max_tokens=1)).message.parts)
