@@ -24,12 +24,17 @@ CASES: dict[str, Any] = json.loads((pathlib.Path(__file__).parent / "models" / "
 
 def demo(**config: Any) -> ModelSettings:
     """Returns the settings of a demo model with a config of its own."""
-    return ModelSettings(path=DEMO, config={"context_length": 1024, "parallel_sequences": 8, "threads": 1, **config})
+    return ModelSettings(
+        path=DEMO, config={"context_length": 1024, "parallel_sequences": 8, "threads": 1, **config}
+    )
 
 
 @contextlib.asynccontextmanager
 async def running(
-    *, models: Mapping[str, ModelSettings] | None = None, engine: EngineSettings | None = None, **settings: Any
+    *,
+    models: Mapping[str, ModelSettings] | None = None,
+    engine: EngineSettings | None = None,
+    **settings: Any,
 ) -> AsyncIterator[tuple[Server, AsyncClient]]:
     """Yields a server whose models are READY, and a client of it. At the end nothing may be held any more."""
     server = Server(
@@ -55,7 +60,7 @@ async def running(
 
 
 @contextlib.asynccontextmanager
-async def bare_stub(server: Server) -> AsyncIterator["InferenceServiceStub[Any]"]:
+async def bare_stub(server: Server) -> AsyncIterator[Any]:
     """Yields a stub on a channel that never retries, to see the first status of a call."""
     options = [("grpc.enable_retries", 0)]
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options) as channel:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 
 import grpc
-import pytest
 
 from inferwire import user
 from inferwire.v1 import inference_pb2 as pb
@@ -20,7 +20,10 @@ async def test_two_hundred_cancels_at_random_moments_leave_nothing_behind():
     """Queued, in prefill, while decoding or finishing: leases created == released, and no KV cell in use."""
     draw = random.Random(SEED)
     print(f"seed {SEED}")
-    async with running(models={"demo": demo(parallel_sequences=4)}) as (server, client), bare_stub(server) as stub:
+    async with (
+        running(models={"demo": demo(parallel_sequences=4)}) as (server, client),
+        bare_stub(server) as stub,
+    ):
         reached = {"queued": 0, "prefill": 0, "decode": 0, "finishing": 0}
         slots = asyncio.Semaphore(12)
 
@@ -46,11 +49,9 @@ async def test_two_hundred_cancels_at_random_moments_leave_nothing_behind():
                         reached["queued" if stage == "queue" else phase] += 1
                         break
                 call.cancel()
-                with pytest.raises(asyncio.CancelledError):
-                    while await call.read() is not grpc.aio.EOF:
-                        pass
-                    # It had ended before the cancel came.
-                    raise asyncio.CancelledError
+                # Cancelled, or it had ended before the cancel came.
+                with contextlib.suppress(asyncio.CancelledError):
+                    await rest(call)
 
         before = server.registry.leases_created
         phases = [draw.choice(list(reached)) for _ in range(200)]
@@ -93,7 +94,10 @@ async def test_a_cancel_changes_no_byte_of_the_streams_beside_it():
 
 async def test_a_queued_request_that_is_cancelled_never_reaches_the_engine():
     """The answers before and after it are computed as if it had not been."""
-    async with running(models={"demo": demo(deterministic=True)}) as (server, client), bare_stub(server) as stub:
+    async with (
+        running(models={"demo": demo(deterministic=True)}) as (server, client),
+        bare_stub(server) as stub,
+    ):
         first = stub.StreamComplete(endless())
         await first.read()
         queued = stub.StreamComplete(endless(progress=True))

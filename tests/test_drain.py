@@ -15,7 +15,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from inferwire import AsyncClient
+from inferwire import AsyncClient, InferwireError
 from inferwire.v1 import inference_pb2 as pb
 
 from .serving import failure, rest
@@ -60,7 +60,10 @@ async def test_sigterm_drains_and_exits_with_zero():
     """NOT_SERVING at once; in the lame duck calls are still answered; running streams finish; then exit code 0."""
     environment = {"INFERWIRE_LAME_DUCK_SECONDS": "0.5", "INFERWIRE_DRAIN_SECONDS": "20"}
     with serving("--scripted", **environment) as server:
-        async with grpc.aio.insecure_channel(server.address) as channel, AsyncClient(server.address) as client:
+        async with (
+            grpc.aio.insecure_channel(server.address) as channel,
+            AsyncClient(server.address) as client,
+        ):
             health = health_pb2_grpc.HealthStub(channel)
             watch = health.Watch(health_pb2.HealthCheckRequest(service=""))
             assert health_pb2.HealthCheckResponse.SERVING == (await watch.read()).status
@@ -94,7 +97,7 @@ async def test_streams_that_outlast_the_drain_end_with_their_status():
             server.popen.send_signal(signal.SIGTERM)
             assert 0 == await server.wait()
             for call in calls:
-                with pytest.raises(Exception) as caught:
+                with pytest.raises(InferwireError) as caught:
                     async for _event in call:
                         pass
                 assert ("ABORTED", "DRAIN_TIMEOUT") == (caught.value.code.name, caught.value.reason)
@@ -112,7 +115,7 @@ async def test_a_second_signal_ends_at_once():
             # Two at once are one signal that came twice; a later one is a second thought.
             while server.popen.poll() is None:
                 server.popen.send_signal(signal.SIGINT)
-                await asyncio.sleep(0.3)
+                await asyncio.sleep(0.3)  # longer than a signal that comes twice, shorter than a person
             assert 0 == server.popen.returncode
             assert time.monotonic() - begin < 30
 
@@ -149,7 +152,13 @@ def test_a_start_that_cannot_be_ends_with_two_and_one_line(arguments, words):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         ended = subprocess.run(
-            [sys.executable, "-m", "inferwire_server.cli", "serve", *(a.format(port=port) for a in arguments)],
+            [
+                sys.executable,
+                "-m",
+                "inferwire_server.cli",
+                "serve",
+                *(a.format(port=port) for a in arguments),
+            ],
             capture_output=True,
             text=True,
             check=False,

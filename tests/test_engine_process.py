@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -28,7 +29,9 @@ def engine_pid(registry: Registry, model: str) -> int:
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
-async def test_a_killed_engine_is_a_typed_status_for_its_streams_and_nobody_elses(signal_number, record_property):
+async def test_a_killed_engine_is_a_typed_status_for_its_streams_and_nobody_elses(
+    signal_number, record_property
+):
     """Eight streams end ABORTED ENGINE_CRASHED, the other model's stream goes on, and the model serves again."""
     models = {"demo": demo(), "other": demo(context_length=1024)}
     async with running(models=models) as (server, client), bare_stub(server) as stub:
@@ -70,7 +73,7 @@ async def test_a_killed_engine_is_a_typed_status_for_its_streams_and_nobody_else
 
 async def test_before_the_first_delta_a_crash_may_be_retried():
     """A unary call, and a stream without a delta, end UNAVAILABLE with a delay; a client's retry policy may act."""
-    async with running(models={"demo": demo()}) as (server, client), bare_stub(server) as stub:
+    async with running(models={"demo": demo()}) as (server, _), bare_stub(server) as stub:
         unary = asyncio.ensure_future(failure(stub.Complete(endless())))
         while server.registry.occupancy("demo").cells_used == 0:
             await server.registry.changes.after(server.registry.changes.revision, timeout_seconds=0.005)
@@ -87,7 +90,10 @@ async def test_before_the_first_delta_a_crash_may_be_retried():
 async def test_an_engine_that_crashes_too_often_is_left_alone():
     """More crashes than the limit within the window make the model FAILED; Load tries again."""
     settings = EngineSettings(max_restarts=1)
-    async with running(models={"demo": demo()}, engine=settings) as (server, client), bare_stub(server) as stub:
+    async with (
+        running(models={"demo": demo()}, engine=settings) as (server, client),
+        bare_stub(server) as stub,
+    ):
         os.kill(engine_pid(server.registry, "demo"), signal.SIGKILL)
         while server.registry.model("demo").restarts == 0:
             await server.registry.changes.after(server.registry.changes.revision)
@@ -104,14 +110,14 @@ async def test_an_engine_that_crashes_too_often_is_left_alone():
 
 async def test_an_engine_that_hangs_is_ended():
     """With work in flight and no step for the stall limit, its streams get ENGINE_STALLED and it starts again."""
-    async with running(models={"demo": demo()}, engine=EngineSettings(stall_seconds=1.0)) as (server, _):
-        async with bare_stub(server) as stub:
-            call = stub.StreamComplete(endless())
-            await call.read()
-            os.kill(engine_pid(server.registry, "demo"), signal.SIGSTOP)
-            error = await failure(call)
-            assert (grpc.StatusCode.ABORTED, "ENGINE_STALLED") == (error.code, error.reason)
-            await until_state(server, "demo", models_pb2.MODEL_STATE_READY)
+    settings = EngineSettings(stall_seconds=1.0)
+    async with running(models={"demo": demo()}, engine=settings) as (server, _), bare_stub(server) as stub:
+        call = stub.StreamComplete(endless())
+        await call.read()
+        os.kill(engine_pid(server.registry, "demo"), signal.SIGSTOP)
+        error = await failure(call)
+        assert (grpc.StatusCode.ABORTED, "ENGINE_STALLED") == (error.code, error.reason)
+        await until_state(server, "demo", models_pb2.MODEL_STATE_READY)
 
 
 async def test_an_engine_does_not_know_the_gateways_secrets(monkeypatch):
@@ -119,11 +125,10 @@ async def test_an_engine_does_not_know_the_gateways_secrets(monkeypatch):
     monkeypatch.setenv("PROVIDER_API_KEY", "canary-73")
     async with running(models={"demo": demo()}) as (server, _):
         pid = engine_pid(server.registry, "demo")
-        environment = f"/proc/{pid}/environ"
-        if not os.path.exists(environment):
+        environment = pathlib.Path(f"/proc/{pid}/environ")
+        if not environment.exists():
             pytest.skip("no /proc here")
-        with open(environment, "rb") as file:
-            data = file.read()
+        data = environment.read_bytes()
         assert b"canary-73" not in data
         assert b"GGML_NO_BACKTRACE=1" in data
 
@@ -131,7 +136,16 @@ async def test_an_engine_does_not_know_the_gateways_secrets(monkeypatch):
 def test_no_engine_outlives_its_gateway():
     """kill -9 of the server ends its engine processes within the guard."""
     server = subprocess.Popen(
-        [sys.executable, "-m", "inferwire_server.cli", "serve", "--address", "127.0.0.1:0", "--model", f"demo={DEMO}"],
+        [
+            sys.executable,
+            "-m",
+            "inferwire_server.cli",
+            "serve",
+            "--address",
+            "127.0.0.1:0",
+            "--model",
+            f"demo={DEMO}",
+        ],
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
@@ -150,5 +164,7 @@ def test_no_engine_outlives_its_gateway():
 
 
 def _is_engine(pid: int) -> bool:
-    command = subprocess.run(["ps", "-o", "stat=,command=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    command = subprocess.run(
+        ["ps", "-o", "stat=,command=", "-p", str(pid)], capture_output=True, text=True, check=False
+    )
     return "inferwire_server.engine" in command.stdout and not command.stdout.lstrip().startswith("Z")

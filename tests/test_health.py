@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 
 import grpc
@@ -74,15 +75,15 @@ async def test_a_model_that_cannot_be_loaded_keeps_readiness_down_and_liveness_u
 
 async def test_a_load_by_rpc_moves_only_its_models_own_name(tmp_path):
     """Readiness does not wait for models that callers load."""
-    os.link(DEMO, tmp_path / "a.gguf") if os.stat(DEMO).st_dev == os.stat(tmp_path).st_dev else None
-    if not (tmp_path / "a.gguf").exists():
-        (tmp_path / "a.gguf").write_bytes(open(DEMO, "rb").read())
+    shutil.copy(DEMO, tmp_path / "a.gguf")
     async with running(model_roots=[str(tmp_path)]) as (server, client), health_stub(server) as stub:
         watch = stub.Watch(health_pb2.HealthCheckRequest(service="model/a"))
         assert HealthCheckResponse.SERVICE_UNKNOWN == (await watch.read()).status
         ready = stub.Watch(health_pb2.HealthCheckRequest(service=""))
         assert SERVING == (await ready.read()).status
-        await client.load("a", "a.gguf", config=models_pb2.LoadConfig(context_length=256, parallel_sequences=1))
+        await client.load(
+            "a", "a.gguf", config=models_pb2.LoadConfig(context_length=256, parallel_sequences=1)
+        )
         assert [NOT_SERVING, SERVING] == [(await watch.read()).status for _ in range(2)]
         await client.unload("a")
         while (await watch.read()).status != HealthCheckResponse.SERVICE_UNKNOWN:

@@ -64,7 +64,9 @@ def _engines() -> list[str]:
     """Returns the engine processes that are children of this one."""
     import subprocess
 
-    listed = subprocess.run(["ps", "-eo", "ppid=,command="], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        ["ps", "-eo", "ppid=,command="], capture_output=True, text=True, check=True
+    ).stdout
     return [
         line
         for line in listed.splitlines()
@@ -201,6 +203,7 @@ async def test_watchers_see_every_state_that_lasts(root):
     async with running(model_roots=[str(root)]) as (server, client), bare_stub(server) as stub:
         seen: list[int | None] = []
         revisions: list[int] = []
+        first = asyncio.Event()
 
         async def watch() -> None:
             async for snapshot in client.watch_models():
@@ -208,12 +211,12 @@ async def test_watchers_see_every_state_that_lasts(root):
                 state = next((model.state for model in snapshot.models if model.name == "a"), None)
                 if not seen or seen[-1] != state:
                     seen.append(state)
+                first.set()
                 if len(seen) > 1 and state is None:
                     return
 
         watching = asyncio.ensure_future(watch())
-        while not seen:
-            await asyncio.sleep(0)
+        await first.wait()
         await client.load("a", "a.gguf", config=CONFIG)
         held = stub.StreamComplete(endless("a"))
         await held.read()

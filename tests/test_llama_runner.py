@@ -8,6 +8,7 @@ import math
 import os
 import pathlib
 from collections.abc import Sequence as Tokens
+from typing import Any
 
 import llama_cpp
 import numpy as np
@@ -147,6 +148,7 @@ def test_a_chunked_prompt_is_read_as_a_whole_one(demo: LlamaRunner) -> None:
     assert [None] == decode(demo, chunk(1, tokens[:first], wants_logits=False))
     assert [None] == decode(demo, chunk(1, tokens[first:second], first, wants_logits=False))
     (last,) = decode(demo, chunk(1, tokens[second:], second))
+    assert last is not None
     np.testing.assert_allclose(last, whole, atol=MARGIN)
 
 
@@ -399,12 +401,13 @@ def test_flash_attention_is_in_force(tiny_path: pathlib.Path, asked: str, expect
 
 
 @pytest.mark.parametrize(
-    ("scaling", "expected"), [("NONE", 0), ("LINEAR", 1), ("YARN", 2), ("LONGROPE", 3)]
-)  # llama_rope_scaling_type of llama.h
+    ("scaling", "expected"),
+    [("NONE", 0), ("LINEAR", 1), ("YARN", 2), ("LONGROPE", 3)],  # llama_rope_scaling_type of llama.h
+)
 def test_rope_is_in_force(tiny_path: pathlib.Path, scaling: str, expected: int) -> None:
     """Each value reaches llama.cpp; a context beyond the model's own is allowed with them."""
     rope = models_pb2.Rope(
-        scaling=models_pb2.RopeScaling.Value(f"ROPE_SCALING_{scaling}"),
+        scaling=f"ROPE_SCALING_{scaling}",
         freq_base=20000,
         freq_scale=0.5,
         yarn_ext_factor=0.75,
@@ -454,7 +457,7 @@ def test_unset_rope_is_the_models_own(tiny_runner: LlamaRunner) -> None:
         ({"mmap": False, "mlock": True}, llama_cpp.LLAMA_LOAD_MODE_MLOCK),
     ],
 )
-def test_the_way_of_reading_is_in_force(config: dict[str, bool], expected: int) -> None:
+def test_the_way_of_reading_is_in_force(config: dict[str, Any], expected: int) -> None:
     assert expected == LlamaRunner._model_params(models_pb2.LoadConfig(**config)).load_mode
 
 

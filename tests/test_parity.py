@@ -11,7 +11,14 @@ from .serving import demo, running
 
 SEED = 20261120
 NUM_REQUESTS = 200
-STARTS = ("Once upon a time", "Tell me a story about a fox", "The capital of", "2 + 3 =", "naïve λόγος 東京 🙂", "x")
+STARTS = (
+    "Once upon a time",
+    "Tell me a story about a fox",
+    "The capital of",
+    "2 + 3 =",
+    "naïve λόγος 東京 🙂",
+    "x",
+)
 
 
 def random_request(draw: random.Random, model: str) -> pb.CompleteRequest:

@@ -45,7 +45,9 @@ async def test_a_stream_obeys_the_law(model):
     """started first and once, deltas that are not empty, exactly one completion last, then OK."""
     async with running(models={"demo": demo()}, scripted=True) as (_, client):
         for max_tokens in (0, 1, 12):
-            async with client.stream(prompt="Once upon a time there was", model=model, max_tokens=max_tokens) as stream:
+            async with client.stream(
+                prompt="Once upon a time there was", model=model, max_tokens=max_tokens
+            ) as stream:
                 events = [event async for event in stream]
             kinds = [event.WhichOneof("event") for event in events]
             assert kinds[0] == "started"
@@ -98,7 +100,9 @@ async def test_an_unset_seed_is_drawn_and_told_and_repeats_the_answer():
 async def test_usage_timing_and_stop_are_told():
     """The completion accounts for the request."""
     async with running(models={"demo": demo()}) as (_, client):
-        response = await client.complete(chat=[user("What is the capital of France?")], temperature=0, stop=["Par"])
+        response = await client.complete(
+            chat=[user("What is the capital of France?")], temperature=0, stop=["Par"]
+        )
         completion = response.completion
         assert "The capital of France is " == response.message.parts[0].text
         assert pb.FINISH_REASON_STOP_STRING == completion.finish_reason
@@ -162,9 +166,10 @@ async def test_progress_events_come_between_started_and_the_first_delta():
 async def test_beyond_the_queue_a_request_is_refused_at_once():
     """A queue is bounded: what does not fit is told when to come back, before any work."""
     async with (
-        running(
-            models={"demo": demo(parallel_sequences=2)}, engine=EngineSettings(queue_capacity=2)
-        ) as (server, _),
+        running(models={"demo": demo(parallel_sequences=2)}, engine=EngineSettings(queue_capacity=2)) as (
+            server,
+            _,
+        ),
         bare_stub(server) as stub,
     ):
         held = [stub.StreamComplete(endless(progress=True)) for _ in range(4)]
@@ -191,7 +196,9 @@ async def test_tokens_round_trip():
 
 async def test_questions_about_the_server():
     """ListModels, GetModel, ListBackends and Health agree with each other."""
-    async with running(models={"demo": demo(), "other": ModelSettings(path=DEMO, load=False)}, scripted=True) as (
+    async with running(
+        models={"demo": demo(), "other": ModelSettings(path=DEMO, load=False)}, scripted=True
+    ) as (
         _,
         client,
     ):
@@ -221,7 +228,9 @@ async def test_questions_about_the_server():
         (lambda r: r.chat.tools.add(name="f"), "chat.tools"),
         (lambda r: setattr(r.chat.reasoning, "enabled", True), "chat.reasoning"),
         (
-            lambda r: r.chat.messages[0].parts.add().image.MergeFrom(pb.Image(data=b"x", media_type="image/png")),
+            lambda r: (
+                r.chat.messages[0].parts.add().image.MergeFrom(pb.Image(data=b"x", media_type="image/png"))
+            ),
             "chat.messages[0].parts[1].image",
         ),
     ],

@@ -47,7 +47,10 @@ async def test_bytes_that_are_not_the_message(method, data):
         ("{}", "input"),
         ('{"prompt": ""}', "prompt"),
         ('{"chat": {}}', "chat.messages"),
-        ('{"chat": {"messages": [{"role": "ROLE_ASSISTANT", "parts": [{"text": "x"}]}]}}', "chat.messages[0].role"),
+        (
+            '{"chat": {"messages": [{"role": "ROLE_ASSISTANT", "parts": [{"text": "x"}]}]}}',
+            "chat.messages[0].role",
+        ),
         ('{"chat": {"messages": [{"role": "ROLE_USER"}]}}', "chat.messages[0].parts"),
         ('{"prompt": "x", "sampling": {"temperature": -1}}', "sampling.temperature"),
         ('{"prompt": "x", "sampling": {"topP": 1.5}}', "sampling.top_p"),
@@ -77,15 +80,23 @@ async def test_a_role_out_of_order_is_named():
 
 async def test_texts_over_their_limit():
     """PROMPT_TOO_LARGE says the size and the limit; beyond the transport's limit the library answers alone."""
-    async with running(engine=EngineSettings(max_prompt_bytes=1000)) as (server, client), bare_stub(server) as stub:
+    async with (
+        running(engine=EngineSettings(max_prompt_bytes=1000)) as (server, client),
+        bare_stub(server) as stub,
+    ):
         error = await failure(stub.Complete(pb.CompleteRequest(prompt="x" * 1001)))
         assert (grpc.StatusCode.INVALID_ARGUMENT, "PROMPT_TOO_LARGE") == (error.code, error.reason)
         assert ("1001", "1000") == (error.metadata["bytes"], error.metadata["maxBytes"])
         image = pb.CompleteRequest(chat=pb.Chat(messages=[user("look")]))
-        image.chat.messages[0].parts.add().image.MergeFrom(pb.Image(data=bytes(17 << 20), media_type="image/png"))
+        image.chat.messages[0].parts.add().image.MergeFrom(
+            pb.Image(data=bytes(17 << 20), media_type="image/png")
+        )
         error = await failure(stub.Complete(image))
         assert (grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_TOO_LARGE") == (error.code, error.reason)
-        assert "chat.messages[0].parts[0].image.data" in error.metadata["field"] or "parts[1]" in error.metadata["field"]
+        assert (
+            "chat.messages[0].parts[0].image.data" in error.metadata["field"]
+            or "parts[1]" in error.metadata["field"]
+        )
         error = await failure(stub.Complete(pb.CompleteRequest(prompt="x" * (33 << 20))))
         assert (grpc.StatusCode.RESOURCE_EXHAUSTED, "") == (error.code, error.reason)
         assert (await client.health()).ready
@@ -130,6 +141,10 @@ async def test_an_unexpected_exception_tells_nothing(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(server.registry, "models", explode)
             error = await failure(stub.ListModels(pb.ListModelsRequest()))
-        assert (grpc.StatusCode.INTERNAL, "INTERNAL", "internal error") == (error.code, error.reason, error.message)
+        assert (grpc.StatusCode.INTERNAL, "INTERNAL", "internal error") == (
+            error.code,
+            error.reason,
+            error.message,
+        )
         assert 16 == len(error.metadata["errorId"])
         assert "secret" not in str(error.metadata)

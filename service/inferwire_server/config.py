@@ -6,6 +6,7 @@ The only reader of the environment and of the configuration file. An unknown key
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 import pathlib
 import re
@@ -21,13 +22,17 @@ from inferwire.v1 import models_pb2
 PREFIX = "INFERWIRE_"
 DEFAULT_FILE = "inferwire.toml"
 DEMO_MODEL = "demo"
-# Kubernetes adds such variables for a service of the name "inferwire"; they are not ours.
-_SERVICE_VARIABLE = re.compile(r"^INFERWIRE_(SERVICE_(HOST|PORT).*|PORT(_\d+_(TCP|UDP).*)?)$")
+# Kubernetes adds such variables for each service whose name is "inferwire" or begins so; they are not ours.
+_SERVICE_VARIABLE = re.compile(
+    r"INFERWIRE_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+)
 # Read by the command line's clients, not by the server.
 _CLIENT_VARIABLES = {"INFERWIRE_TOKEN"}
 
-Positive = Annotated[float, msgspec.Meta(gt=0)]
-NotNegative = Annotated[float, msgspec.Meta(ge=0)]
+# Settings in seconds; the bound keeps infinity out, which no clock and no Duration can hold.
+_MAX_SECONDS = 10 * 365 * 86400
+Positive = Annotated[float, msgspec.Meta(gt=0, le=_MAX_SECONDS)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0, le=_MAX_SECONDS)]
 
 
 class ConfigError(Exception):
@@ -99,7 +104,10 @@ class Settings(_Frozen, frozen=True):
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach the address."""
-        return self.host in ("localhost", "::1") or self.host.startswith("127.")
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
 
     @property
     def has_reflection(self) -> bool:
@@ -134,7 +142,7 @@ def _read_file(file: pathlib.Path | None) -> dict[str, Any]:
     if file is None and not path.exists():
         return {}
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -145,7 +153,7 @@ def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     """Reads INFERWIRE_<KEY>, and INFERWIRE_ENGINE_<KEY> for the engine's table; a list is split at colons."""
     values: dict[str, Any] = {}
     for name, text in environment.items():
-        if not name.startswith(PREFIX) or _SERVICE_VARIABLE.match(name) or name in _CLIENT_VARIABLES:
+        if not name.startswith(PREFIX) or _SERVICE_VARIABLE.fullmatch(name) or name in _CLIENT_VARIABLES:
             continue
         key = name.removeprefix(PREFIX).lower()
         if key == "config":

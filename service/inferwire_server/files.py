@@ -85,7 +85,8 @@ def _open_beneath(root: pathlib.Path, parts: Sequence[str]) -> int:
                         violations=[("source.local.path", "must not lead through a symbolic link")],
                     )
                 fd = os.open(part, flags, dir_fd=fd)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
+            # No file system holds a name that is not text.
             raise _not_found(str(error)) from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)

@@ -33,7 +33,7 @@ class Health:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._told: dict[str, HealthCheckResponse.ServingStatus] = {}
+        self._told: dict[str, int] = {}
         self._draining = False
         self.servicer = _Servicer(self._told)
 
@@ -69,7 +69,7 @@ class Health:
 class _Servicer(health.aio.HealthServicer):  # type: ignore[misc]  # the package has no types
     """The standard servicer with the List that its asyncio variant lacks."""
 
-    def __init__(self, told: Mapping[str, HealthCheckResponse.ServingStatus]) -> None:
+    def __init__(self, told: Mapping[str, int]) -> None:
         super().__init__()
         self._told = told
 
@@ -77,7 +77,9 @@ class _Servicer(health.aio.HealthServicer):  # type: ignore[misc]  # the package
         self, request: health_pb2.HealthListRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> health_pb2.HealthListResponse:
         if len(self._told) > MAX_LISTED:
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"more than {MAX_LISTED} names; use Check")
+            await context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED, f"more than {MAX_LISTED} names; use Check"
+            )
         statuses = {name: HealthCheckResponse(status=status) for name, status in self._told.items()}
         return health_pb2.HealthListResponse(statuses=statuses)
 

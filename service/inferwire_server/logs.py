@@ -22,7 +22,11 @@ def configure(*, format: str, level: str) -> None:
         else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), sort_keys=False)]
     )
     structlog.configure(
-        processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from inferwire.v1 import models_pb2 as pb
 from inferwire_server import validation
@@ -22,7 +22,9 @@ class ModelServicer:
         context.note(model=request.model)
         return await self._registry.load(request)
 
-    async def StreamLoad(self, request: pb.LoadRequest, context: Context) -> AsyncIterator[pb.StreamLoadResponse]:
+    async def StreamLoad(
+        self, request: pb.LoadRequest, context: Context
+    ) -> AsyncGenerator[pb.StreamLoadResponse]:
         """Tells the load's progress, then its end."""
         validation.load_request(request)
         context.note(model=request.model)

@@ -40,7 +40,10 @@ _BUSY_STATES: dict[State, tuple[type[errors.ServingError], str]] = {
     models_pb2.MODEL_STATE_UNLOADED: (errors.ModelNotLoaded, "the model is not in memory; load it first"),
     models_pb2.MODEL_STATE_LOADING: (errors.ModelLoading, "the model is being loaded; retry soon"),
     models_pb2.MODEL_STATE_DRAINING: (errors.ModelUnloading, "the model is being unloaded"),
-    models_pb2.MODEL_STATE_FAILED: (errors.ModelFailed, "the model failed; GetModel says why, Load tries again"),
+    models_pb2.MODEL_STATE_FAILED: (
+        errors.ModelFailed,
+        "the model failed; GetModel says why, Load tries again",
+    ),
 }
 
 
@@ -168,7 +171,9 @@ class Registry:
     def occupancy(self, name: str) -> Occupancy:
         """Returns how busy a model is. Raises errors.ModelNotFound."""
         instance = self._entry(name).instance
-        return instance.backend.occupancy if instance else Occupancy(queue_capacity=self._engine.queue_capacity)
+        return (
+            instance.backend.occupancy if instance else Occupancy(queue_capacity=self._engine.queue_capacity)
+        )
 
     def backends(self) -> list[Backend]:
         """Returns the backends that answer for a model now."""
@@ -298,7 +303,9 @@ class Registry:
                 if request.HasField("config"):
                     spec = dataclasses.replace(spec, config=request.config)
             case "local":
-                spec = Spec(request.source, files.resolve(request.source.local.path, self._roots), request.config)
+                spec = Spec(
+                    request.source, files.resolve(request.source.local.path, self._roots), request.config
+                )
             case "remote":
                 backend = request.source.remote.backend
                 raise errors.BackendNotFound(
@@ -373,13 +380,15 @@ class Registry:
         self._touch(entry)
         log.info("model_ready", model=entry.name, seconds=round(time.monotonic() - begin, 2), pid=backend.pid)
         if old is not None:
-            self._spawn(self._retire(old, time.monotonic() + DEFAULT_DRAIN_SECONDS), f"retire {entry.name}")
+            _ = self._spawn(
+                self._retire(old, time.monotonic() + DEFAULT_DRAIN_SECONDS), f"retire {entry.name}"
+            )
 
     def _restart(self, entry: Entry) -> None:
         """Starts a model's engine again after it ended by itself, unless it does so too often."""
         crashed, entry.instance = entry.instance, None
         if isinstance(crashed, Instance) and isinstance(crashed.backend, LocalBackend):
-            self._spawn(crashed.backend.unload(), f"reap {entry.name}")
+            _ = self._spawn(crashed.backend.unload(), f"reap {entry.name}")
         if entry.state != models_pb2.MODEL_STATE_READY or entry.spec is None:
             return
         now = time.monotonic()
@@ -402,7 +411,9 @@ class Registry:
 
     # Unloading.
 
-    async def unload(self, name: str, drain_seconds: float = DEFAULT_DRAIN_SECONDS) -> models_pb2.UnloadResponse:
+    async def unload(
+        self, name: str, drain_seconds: float = DEFAULT_DRAIN_SECONDS
+    ) -> models_pb2.UnloadResponse:
         """Unloads a model; unknown and unloaded names are fine. Who cancels this only stops waiting."""
         entry = self._entries.get(name)
         if entry is None or entry.state == models_pb2.MODEL_STATE_UNLOADED:
@@ -415,7 +426,9 @@ class Registry:
             )
         self._begin_unload(entry, drain_seconds)
         assert entry.unload_task is not None, "begun just now"
-        return models_pb2.UnloadResponse(was_loaded=True, streams_ended=await asyncio.shield(entry.unload_task))
+        return models_pb2.UnloadResponse(
+            was_loaded=True, streams_ended=await asyncio.shield(entry.unload_task)
+        )
 
     def _begin_unload(self, entry: Entry, drain_seconds: float) -> None:
         """Starts an unload, or shortens the one that runs."""
@@ -493,7 +506,9 @@ class Registry:
         entry = self._entries.get(name or self.default_model)
         if entry is None:
             shown = name if re.fullmatch(r"[A-Za-z0-9_.:/-]{1,128}", name) else ""
-            raise errors.ModelNotFound("no such model; ListModels names those there are", metadata={"model": shown})
+            raise errors.ModelNotFound(
+                "no such model; ListModels names those there are", metadata={"model": shown}
+            )
         return entry
 
     def _describe(self, entry: Entry) -> models_pb2.Model:

@@ -12,7 +12,7 @@ import contextlib
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import grpc
@@ -23,6 +23,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from inferwire_server import errors, status
 from inferwire_server.backends.base import Call
+from inferwire_server.changes import Changes
 
 log = structlog.get_logger()
 
@@ -37,7 +38,8 @@ class Context:
         self._context = context
         self.method = method
         self.begin = time.monotonic()
-        remaining = context.time_remaining()
+        # The types say float, but a call without a deadline has None.
+        remaining: float | None = context.time_remaining()
         self.deadline = None if remaining is None else self.begin + remaining
         self.request_id = _request_id(context)
         # The scopes of a key will set another one; without keys every caller is the same.
@@ -47,7 +49,7 @@ class Context:
         self.task = asyncio.current_task()
         self.fields: dict[str, str | int | float] = {}
 
-    def note(self, **fields: str | int | float) -> None:
+    def note(self, **fields: str | float) -> None:
         """Adds fields to the call's log line: ids, counts and durations, never what a caller wrote."""
         self.fields.update(fields)
 
@@ -57,6 +59,7 @@ class Gate:
 
     def __init__(self) -> None:
         self.draining = False
+        self.changes = Changes()
         self._running: set[Context] = set()
 
     def __repr__(self) -> str:
@@ -87,6 +90,7 @@ class Gate:
             yield
         finally:
             self._running.discard(context)
+            self.changes.bump()
 
 
 def handler(service: ServiceDescriptor, servicer: object, gate: Gate) -> grpc.GenericRpcHandler:
@@ -112,7 +116,7 @@ def _unary(
 
 
 def _stream(
-    method: MethodDescriptor, function: Callable[[Any, Context], AsyncIterator[Message]], gate: Gate
+    method: MethodDescriptor, function: Callable[[Any, Context], AsyncGenerator[Message]], gate: Gate
 ) -> grpc.RpcMethodHandler[Any, Any]:
     async def call(data: bytes, grpc_context: grpc.aio.ServicerContext[bytes, Message]) -> None:
         context = Context(grpc_context, method.name)
@@ -161,7 +165,10 @@ async def _boundary(
         if failure.detail:
             failure.metadata.setdefault("errorId", secrets.token_hex(8))
             log.warning(
-                "error_detail", error_id=failure.metadata["errorId"], reason=failure.reason, detail=failure.detail
+                "error_detail",
+                error_id=failure.metadata["errorId"],
+                reason=failure.reason,
+                detail=failure.detail,
             )
         tokens_emitted = context.call.tokens_emitted if context.call else None
         told = status.of(failure, started=written.started, tokens_emitted=tokens_emitted)

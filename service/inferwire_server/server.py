@@ -14,6 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Self
 
 import grpc
 import structlog
@@ -40,7 +41,6 @@ DEMO_CONFIG = models_pb2.LoadConfig(context_length=1024, parallel_sequences=16)
 STOP_GRACE_SECONDS = 2.0
 FORCED_EXIT_CODE = 70
 WATCHDOG_SECONDS = 5.0
-POLL_SECONDS = 0.01
 SAME_SIGNAL_SECONDS = 0.5
 
 
@@ -62,7 +62,7 @@ class Server:
         self.health = health.Health(self.registry)
         self._server = grpc.aio.server(options=channel_arguments.OPTIONS)
         self._tasks: list[asyncio.Task[None]] = []
-        self._hurry = asyncio.Event()
+        self._hurry = False
         self.port = 0
 
     def __repr__(self) -> str:
@@ -88,7 +88,8 @@ class Server:
         while time.monotonic() - begin < SAME_SIGNAL_SECONDS:
             await signals.next()
         log.warning("stopping_now")
-        self._hurry.set()
+        self._hurry = True
+        self.gate.changes.bump()
 
     async def start(self) -> None:
         """Opens the port and begins to load the operator's models. Raises AddressInUse."""
@@ -147,20 +148,17 @@ class Server:
         log.info("draining", lame_duck_seconds=lame_duck_seconds, drain_seconds=drain_seconds)
         await self.health.drain()
         # Balancers need time to notice; until then calls are still answered.
-        await self._until(lambda: False, lame_duck_seconds)
+        await self._until(lambda: self._hurry, lame_duck_seconds)
         self.gate.draining = True
         self.registry.changes.bump()
         # Sends GOAWAY at once, so that clients go elsewhere; ends what is left at the very end.
         stopped = asyncio.create_task(self._server.stop(drain_seconds + STOP_GRACE_SECONDS))
-        await self._until(lambda: not self.gate.num_calls, drain_seconds)
+        await self._until(lambda: self._hurry or not self.gate.num_calls, drain_seconds)
         if self.gate.num_calls:
             log.warning("drain_timeout", calls=self.gate.num_calls)
             self.gate.end_calls(errors.DrainTimeout("the server ended before the answer did"))
         await self.health.servicer.enter_graceful_shutdown()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(STOP_GRACE_SECONDS):
-                while self.gate.num_calls:
-                    await asyncio.sleep(POLL_SECONDS)
+        await self._until(lambda: not self.gate.num_calls, STOP_GRACE_SECONDS)
         await self._server.stop(0)
         await stopped
         await self.registry.close()
@@ -171,10 +169,11 @@ class Server:
         log.info("stopped", version=__version__)
 
     async def _until(self, is_done: Callable[[], bool], seconds: float) -> None:
-        """Waits until something is done, the time is over, or somebody is in a hurry."""
+        """Waits until something is done, which the gate's changes tell, or the time is over."""
+        changes = self.gate.changes
         limit = time.monotonic() + seconds
-        while not is_done() and not self._hurry.is_set() and time.monotonic() < limit:
-            await asyncio.sleep(POLL_SECONDS)
+        while not is_done() and (left := limit - time.monotonic()) > 0:
+            await changes.after(changes.revision, timeout_seconds=left)
 
 
 class _Signals:
@@ -183,7 +182,7 @@ class _Signals:
     def __init__(self) -> None:
         self._received: asyncio.Queue[signal.Signals] = asyncio.Queue()
 
-    def __enter__(self) -> _Signals:
+    def __enter__(self) -> Self:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._received.put_nowait, number)

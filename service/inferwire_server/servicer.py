@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -24,7 +24,12 @@ class InferenceServicer:
     """Answers the RPCs of the service; bound to gRPC by `rpc.handler`."""
 
     def __init__(
-        self, *, registry: Registry, settings: Settings, gate: Gate, clock: Callable[[], float] = time.monotonic
+        self,
+        *,
+        registry: Registry,
+        settings: Settings,
+        gate: Gate,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._registry = registry
         self._settings = settings
@@ -45,7 +50,7 @@ class InferenceServicer:
 
     async def StreamComplete(
         self, request: pb.CompleteRequest, context: Context
-    ) -> AsyncIterator[pb.StreamCompleteResponse]:
+    ) -> AsyncGenerator[pb.StreamCompleteResponse]:
         """Yields what the model's backend says."""
         validation.complete_request(request, max_prompt_bytes=self._max_prompt_bytes)
         with self._leased(request, context) as backend:
@@ -99,7 +104,7 @@ class InferenceServicer:
 
     async def WatchModels(
         self, request: pb.WatchModelsRequest, context: Context
-    ) -> AsyncIterator[pb.WatchModelsResponse]:
+    ) -> AsyncGenerator[pb.WatchModelsResponse]:
         """Yields a snapshot per change, until the server drains."""
         changes = self._registry.changes
         while True:
@@ -108,12 +113,16 @@ class InferenceServicer:
             if await changes.after(revision) and self._gate.draining:
                 raise errors.Draining("the server is going away; watch another replica")
 
-    async def ListBackends(self, request: pb.ListBackendsRequest, context: Context) -> pb.ListBackendsResponse:
+    async def ListBackends(
+        self, request: pb.ListBackendsRequest, context: Context
+    ) -> pb.ListBackendsResponse:
         """Joins what the backends of one id say."""
         by_id: dict[str, list[Backend]] = {}
         for backend in self._registry.backends():
             by_id.setdefault(backend.id, []).append(backend)
-        return pb.ListBackendsResponse(backends=[_describe(by_id[id], self._registry) for id in sorted(by_id)])
+        return pb.ListBackendsResponse(
+            backends=[_describe(by_id[id], self._registry) for id in sorted(by_id)]
+        )
 
     async def Health(self, request: pb.HealthRequest, context: Context) -> pb.HealthResponse:
         """Answers from memory."""

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import grpc
-from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from inferwire_server import errors
 
 DOMAIN = "inferwire.dev"
 
-# Each string travels up to three times (grpc-message percent-encoded, grpc-status-details-bin in base64).
-MAX_MESSAGE_CHARS = 256
-MAX_METADATA_CHARS = 128
+# Bytes of UTF-8. The message travels three times: percent-encoded as grpc-message, which may triple it, and in
+# grpc-status-details-bin, which is base64. What is left is for the violations, as many as fit.
+MAX_MESSAGE_BYTES = 480
+MAX_METADATA_BYTES = 128
+MAX_VIOLATION_BYTES = 128
 MAX_VIOLATIONS = 8
-MAX_VIOLATION_CHARS = 128
+MAX_DETAILS_BYTES = 3200
 DEFAULT_RETRY_DELAY_SECONDS = 1.0
 
 Code = grpc.StatusCode
@@ -109,46 +110,48 @@ def of(error: errors.ServingError, *, tokens_emitted: int | None = None, started
     """
     row = TABLE[type(error)]
     code = row.after if started else row.before
-    metadata = {key: value[:MAX_METADATA_CHARS] for key, value in error.metadata.items()}
+    metadata = {key: _cut(value, MAX_METADATA_BYTES) for key, value in error.metadata.items()}
     if tokens_emitted is not None and started:
         metadata["tokensEmitted"] = str(tokens_emitted)
-    details: list[Message] = [
-        error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata),
-    ]
+    message = _cut(error.message, MAX_MESSAGE_BYTES)
+    packed = status_pb2.Status(code=code.value[0], message=message)
+    packed.details.add().Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata))
     trailers: list[tuple[str, str | bytes]] = []
     if row.retry and not started:
         delay = DEFAULT_RETRY_DELAY_SECONDS if error.retry_delay_seconds is None else error.retry_delay_seconds
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromNanoseconds(math.ceil(delay * 1e9))
-        details.append(retry)
+        packed.details.add().Pack(retry)
         trailers.append(("grpc-retry-pushback-ms", str(math.ceil(delay * 1000))))
     elif code in _INVITES_RETRY:
         # The code alone would make a client's retry policy act, and it would be useless.
         trailers.append(("grpc-retry-pushback-ms", "-1"))
-    if error.violations:
-        details.append(
-            error_details_pb2.BadRequest(
-                field_violations=[
-                    error_details_pb2.BadRequest.FieldViolation(
-                        field=field[:MAX_VIOLATION_CHARS], description=description[:MAX_VIOLATION_CHARS]
-                    )
-                    for field, description in error.violations[:MAX_VIOLATIONS]
-                ]
-            )
-        )
     if isinstance(error, errors.ModelNotFound):
-        details.append(
-            error_details_pb2.ResourceInfo(
-                resource_type="inferwire.v1.Model",
-                resource_name=metadata.get("model", ""),
-                description="no such model",
-            )
+        resource = error_details_pb2.ResourceInfo(
+            resource_type="inferwire.v1.Model",
+            resource_name=metadata.get("model", ""),
+            description="no such model",
         )
-    message = error.message[:MAX_MESSAGE_CHARS]
-    packed = status_pb2.Status(code=code.value[0], message=message)
-    for detail in details:
-        slot = AnyMessage()
-        slot.Pack(detail)
-        packed.details.append(slot)
+        packed.details.add().Pack(resource)
+    if error.violations:
+        packed.details.add().Pack(_bad_request(error.violations, MAX_DETAILS_BYTES - packed.ByteSize()))
     trailers.append(("grpc-status-details-bin", packed.SerializeToString()))
     return Status(code, message, tuple(trailers))
+
+
+def _bad_request(violations: Sequence[tuple[str, str]], max_bytes: int) -> error_details_pb2.BadRequest:
+    """Returns the first violations, as many as fit; the first in any case."""
+    request = error_details_pb2.BadRequest()
+    for field, description in violations[:MAX_VIOLATIONS]:
+        request.field_violations.add(
+            field=_cut(field, MAX_VIOLATION_BYTES), description=_cut(description, MAX_VIOLATION_BYTES)
+        )
+        if request.ByteSize() > max_bytes and len(request.field_violations) > 1:
+            del request.field_violations[-1]
+            break
+    return request
+
+
+def _cut(text: str, max_bytes: int) -> str:
+    """Returns as many whole characters as fit into `max_bytes` of UTF-8."""
+    return text.encode()[:max_bytes].decode(errors="ignore")

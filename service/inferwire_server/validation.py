@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Struct, Value
 
 from inferwire.v1 import inference_pb2 as pb
 from inferwire.v1 import models_pb2
@@ -26,28 +27,31 @@ MAX_MESSAGES = 4096
 MAX_EMBED_INPUTS = 2048
 MAX_LOGIT_BIAS = 4096
 
-# Field -> least and most value; None for no bound. `nan` never passes.
-SAMPLING_RANGES: dict[str, tuple[float, float | None]] = {
+Ranges = Mapping[str, tuple[float, float | None]]
+"""Field -> least and most value; None for no bound. `nan` never passes."""
+
+ABOVE_ZERO = 1e-6
+SAMPLING_RANGES: Ranges = {
     "temperature": (0, 100),
     "top_k": (0, None),
     "top_p": (0, 1),
     "min_p": (0, 1),
     "typical_p": (0, 1),
     "top_n_sigma": (0, 100),
-    "repetition_penalty": (1e-6, 100),
+    "repetition_penalty": (ABOVE_ZERO, 100),
     "frequency_penalty": (-100, 100),
     "presence_penalty": (-100, 100),
     "penalty_window": (-1, 1 << 20),
 }
-XTC_RANGES = {"probability": (0, 1), "threshold": (0, 1)}
-DRY_RANGES: dict[str, tuple[float, float | None]] = {
+XTC_RANGES: Ranges = {"probability": (0, 1), "threshold": (0, 1)}
+DRY_RANGES: Ranges = {
     "multiplier": (0, 100),
     "base": (1, 100),
     "allowed_length": (0, 1 << 20),
     "window": (-1, 1 << 20),
 }
-MIROSTAT_RANGES = {"version": (1, 2), "tau": (0, 100), "eta": (0, 1)}
-CONFIG_RANGES: dict[str, tuple[float, float | None]] = {
+MIROSTAT_RANGES: Ranges = {"version": (1, 2), "tau": (0, 100), "eta": (0, 1)}
+CONFIG_RANGES: Ranges = {
     "context_length": (8, 1 << 20),
     "parallel_sequences": (1, 256),
     "gpu_layers": (-1, 1 << 20),
@@ -84,7 +88,8 @@ def complete_request(request: pb.CompleteRequest, *, max_prompt_bytes: int) -> N
             violations += _chat(request.chat, max_prompt_bytes)
     violations += _sampling(request.sampling)
     violations += _stopping(request.stopping)
-    violations += _response_format(request.response_format)
+    if request.HasField("response_format"):
+        violations += _response_format(request.response_format)
     if request.output.HasField("top_logprobs"):
         if request.output.top_logprobs > 20:
             violations.append(("output.top_logprobs", "must be from 0 to 20"))
@@ -130,9 +135,11 @@ def load_request(request: models_pb2.LoadRequest) -> None:
         violations.append(("source", "set local, hub or remote"))
     config = request.config
     violations += _ranges("config", config, CONFIG_RANGES)
-    if config.HasField("micro_batch_size") and config.HasField("batch_size"):
+    if config.HasField("batch_size"):
         if config.micro_batch_size > config.batch_size:
             violations.append(("config.micro_batch_size", "must not exceed batch_size"))
+        if config.parallel_sequences > config.batch_size:
+            violations.append(("config.batch_size", "must not be below parallel_sequences"))
     quantized = config.value_cache_type >= models_pb2.CACHE_TYPE_Q8_0
     if quantized and config.flash_attention == models_pb2.FLASH_ATTENTION_OFF:
         violations.append(("config.value_cache_type", "a quantized type needs flash attention"))
@@ -204,17 +211,29 @@ def _chat(chat: pb.Chat, max_prompt_bytes: int) -> Iterator[Violation]:
         yield f"chat.messages[{len(chat.messages) - 1}].role", "the last message is from USER or TOOL"
     _check_size("chat.messages", size, max_prompt_bytes)
     yield from _tools(chat)
+    yield from _template_arguments("chat.template_arguments", chat.template_arguments)
+
+
+def _template_arguments(at: str, struct: Struct) -> Iterator[Violation]:
+    for name, value in struct.fields.items():
+        yield from _template_value(f"{at}.{name}", value)
+
+
+def _template_value(at: str, value: Value) -> Iterator[Violation]:
+    match value.WhichOneof("kind"):
+        case "number_value" if not math.isfinite(value.number_value):
+            yield at, "must be a finite number"
+        case "struct_value":
+            yield from _template_arguments(at, value.struct_value)
+        case "list_value":
+            for index, item in enumerate(value.list_value.values):
+                yield from _template_value(f"{at}[{index}]", item)
 
 
 def _part(at: str, part: pb.Part, open_calls: set[str]) -> Iterator[Violation]:
     match part.WhichOneof("part"):
         case "image":
-            if len(part.image.data) > MAX_IMAGE_BYTES:
-                raise _too_large(f"{at}.image.data", len(part.image.data), MAX_IMAGE_BYTES)
-            if not part.image.data:
-                yield f"{at}.image.data", "must not be empty"
-            if not part.image.media_type.startswith("image/"):
-                yield f"{at}.image.media_type", "must be an image type, such as image/png"
+            yield from _image(f"{at}.image", part.image)
         case "tool_call":
             open_calls.add(part.tool_call.id)
             if not _TOOL_NAME.fullmatch(part.tool_call.name):
@@ -224,6 +243,17 @@ def _part(at: str, part: pb.Part, open_calls: set[str]) -> Iterator[Violation]:
         case "tool_result":
             if part.tool_result.call_id not in open_calls:
                 yield f"{at}.tool_result.call_id", "answers no call of the ASSISTANT message before"
+            for index, image in enumerate(part.tool_result.images):
+                yield from _image(f"{at}.tool_result.images[{index}]", image)
+
+
+def _image(at: str, image: pb.Image) -> Iterator[Violation]:
+    if len(image.data) > MAX_IMAGE_BYTES:
+        raise _too_large(f"{at}.data", len(image.data), MAX_IMAGE_BYTES)
+    if not image.data:
+        yield f"{at}.data", "must not be empty"
+    if not image.media_type.startswith("image/"):
+        yield f"{at}.media_type", "must be an image type, such as image/png"
 
 
 def _tools(chat: pb.Chat) -> Iterator[Violation]:
@@ -237,8 +267,7 @@ def _tools(chat: pb.Chat) -> Iterator[Violation]:
         if tool.name in names:
             yield f"{at}.name", "two tools have this name"
         names.add(tool.name)
-        if len(tool.parameters.encode()) > MAX_SCHEMA_BYTES:
-            raise _too_large(f"{at}.parameters", len(tool.parameters.encode()), MAX_SCHEMA_BYTES)
+        _check_schema_size(f"{at}.parameters", tool.parameters)
         if tool.parameters and not isinstance(_json(tool.parameters), dict):
             yield f"{at}.parameters", "must be the JSON text of a JSON Schema object"
     if chat.HasField("tool_choice"):
@@ -291,35 +320,36 @@ def _stopping(stopping: pb.Stopping) -> Iterator[Violation]:
 
 def _response_format(form: pb.ResponseFormat) -> Iterator[Violation]:
     match form.WhichOneof("format"):
+        case None:
+            yield "response_format", "set one form"
         case "json_schema":
-            if len(form.json_schema.encode()) > MAX_SCHEMA_BYTES:
-                raise _too_large("response_format.json_schema", len(form.json_schema.encode()), MAX_SCHEMA_BYTES)
+            _check_schema_size("response_format.json_schema", form.json_schema)
             if not isinstance(_json(form.json_schema), dict | bool):
                 yield "response_format.json_schema", "must be the JSON text of a JSON Schema"
+        case "regex":
+            _check_schema_size("response_format.regex", form.regex)
         case "choice":
             choices = form.choice.choices
             if not choices or "" in choices or len(set(choices)) != len(choices):
                 yield "response_format.choice.choices", "at least one, none empty, no two the same"
         case "grammar":
             yield from _enum("response_format.grammar.syntax", form.grammar, "syntax", zero=False)
+            _check_schema_size("response_format.grammar.text", form.grammar.text)
 
 
-def _ranges(where: str, message: Message, ranges: dict[str, tuple[float, float | None]] | dict[str, tuple[int, int]]) -> Iterator[Violation]:
+def _ranges(where: str, message: Message, ranges: Ranges) -> Iterator[Violation]:
     for name, (least, most) in ranges.items():
-        field = message.DESCRIPTOR.fields_by_name[name]
-        if field.has_presence and not message.HasField(name):
+        if message.DESCRIPTOR.fields_by_name[name].has_presence and not message.HasField(name):
             continue
-        value = getattr(message, name)
-        # A float of the wire carries the rounding of 32 bits; a bound such as 0.1 must not fail on it.
-        if not (value >= least and (most is None or value <= most)):
-            shown = "above 0" if least == 1e-6 else f"{least:g} or more" if most is None else f"from {least:g} to {most:g}"
-            if least == 1e-6:
-                shown += f", at most {most:g}"
-            yield f"{where}.{name}", f"must be {shown}"
+        # Written so that `nan` fails.
+        if not least <= getattr(message, name) <= (math.inf if most is None else most):
+            low = "above 0" if least == ABOVE_ZERO else f"{least:g} or more"
+            yield f"{where}.{name}", f"must be {low}" if most is None else f"must be {low}, at most {most:g}"
 
 
 def _enum(path: str, message: Message, name: str, *, zero: bool = True) -> Iterator[Violation]:
-    values = message.DESCRIPTOR.fields_by_name[name].enum_type.values_by_number
+    enum = message.DESCRIPTOR.fields_by_name[name].enum_type
+    values = enum.values_by_number if enum else {}
     value = getattr(message, name)
     if value not in values or (value == 0 and not zero):
         yield path, "is not a value of this enum"
@@ -348,6 +378,12 @@ def _check_size(field: str, size: int, most: int) -> None:
             metadata={"bytes": str(size), "maxBytes": str(most)},
             violations=[(field, f"at most {most} bytes")],
         )
+
+
+def _check_schema_size(field: str, text: str) -> None:
+    size = len(text.encode())
+    if size > MAX_SCHEMA_BYTES:
+        raise _too_large(field, size, MAX_SCHEMA_BYTES)
 
 
 def _too_large(field: str, size: int, most: int) -> errors.RequestTooLarge:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from typing import cast
 
 from google.protobuf.message import Message
 
@@ -50,7 +51,7 @@ class FrameReader:
 
 def reason_value(error: errors.ServingError) -> ErrorReason:
     """Returns the contract's enum value of a failure."""
-    return ErrorReason.Value(REASON_PREFIX + error.reason)
+    return cast(ErrorReason, ErrorReason.Value(REASON_PREFIX + error.reason))
 
 
 def pack_error(error: errors.ServingError) -> engine_pb2.EngineError:

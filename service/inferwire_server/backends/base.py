@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from inferwire.v1 import inference_pb2 as pb
@@ -80,7 +80,7 @@ class Backend(Protocol):
     def is_healthy(self) -> bool:
         """Whether it would answer now, from memory: asks nobody."""
 
-    def stream(self, request: pb.CompleteRequest, call: Call) -> AsyncIterator[pb.StreamCompleteResponse]:
+    def stream(self, request: pb.CompleteRequest, call: Call) -> AsyncGenerator[pb.StreamCompleteResponse]:
         """Answers a validated request whose model is resolved."""
 
     async def count_tokens(self, request: pb.CompleteRequest) -> pb.CountTokensResponse:

@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 
 import structlog
 
@@ -124,7 +124,9 @@ class LocalBackend:
     async def unload(self, error: errors.ServingError | None = None) -> None:
         """Ends the process and, with `error`, the streams that are left. A second call waits for the same end."""
         self._is_unloading = True
-        self._fail_all(error or errors.ModelUnloaded("the model was unloaded", metadata={"model": self.model}))
+        self._fail_all(
+            error or errors.ModelUnloaded("the model was unloaded", metadata={"model": self.model})
+        )
         self._kill()
         if self._tasks:
             await asyncio.wait(self._tasks)
@@ -182,7 +184,9 @@ class LocalBackend:
 
     # Requests.
 
-    async def stream(self, request: pb.CompleteRequest, call: Call) -> AsyncIterator[pb.StreamCompleteResponse]:
+    async def stream(
+        self, request: pb.CompleteRequest, call: Call
+    ) -> AsyncGenerator[pb.StreamCompleteResponse]:
         """See `Backend.stream`."""
         self._admit()
         self._check_supported(request)
@@ -242,7 +246,9 @@ class LocalBackend:
         for index, message in enumerate(chat.messages):
             for place, part in enumerate(message.parts):
                 if part.HasField("image") or part.tool_result.images:
-                    violations.append((f"chat.messages[{index}].parts[{place}].image", "local models read no images yet"))
+                    violations.append(
+                        (f"chat.messages[{index}].parts[{place}].image", "local models read no images yet")
+                    )
         if violations:
             raise errors.UnsupportedByBackend(
                 "the model cannot honour a field of the request",
@@ -254,7 +260,7 @@ class LocalBackend:
         if self._end is not None:
             raise self._failure()
         query.query_id = next(self._ids)
-        answer = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[engine_pb2.AnswerReport] = asyncio.get_running_loop().create_future()
         self._queries[query.query_id] = answer
         try:
             self._send(engine_pb2.Command(query=query))
@@ -333,7 +339,8 @@ class LocalBackend:
             log.error("engine_ended", model=self.model, exit_code=code, last_lines=list(self._stderr))
 
     async def _read_stderr(self) -> None:
-        assert self._process is not None and self._process.stderr is not None, "started without a pipe"
+        assert self._process is not None, "read before it was started"
+        assert self._process.stderr is not None, "started without a pipe"
         stream = self._process.stderr
         while True:
             try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 
 from inferwire.v1 import inference_pb2 as pb
 from inferwire_server import errors
@@ -45,7 +45,7 @@ class Mailbox:
             self.ended = True
             self._wake()
 
-    async def __aiter__(self) -> AsyncIterator[pb.StreamCompleteResponse]:
+    async def __aiter__(self) -> AsyncGenerator[pb.StreamCompleteResponse]:
         """Yields the events; raises the failure in their place when there is one."""
         while True:
             while self._events:

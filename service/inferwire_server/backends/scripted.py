@@ -22,7 +22,8 @@ import asyncio
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
+from typing import cast
 
 import msgspec
 
@@ -38,7 +39,22 @@ BACKEND_ID = "scripted"
 MAX_REPEAT = 10_000_000
 DEFAULT_MAX_TOKENS = 1 << 31
 EVENTS_BETWEEN_PAUSES = 64
-WORDS = ("amber", "birch", "cedar", "dune", "ember", "fjord", "grove", "héron", "ivy", "jasmin", "köln", "λέξη", "月", "🙂")
+WORDS = (
+    "amber",
+    "birch",
+    "cedar",
+    "dune",
+    "ember",
+    "fjord",
+    "grove",
+    "héron",
+    "ivy",
+    "jasmin",
+    "köln",
+    "λέξη",
+    "月",
+    "🙂",
+)
 
 
 class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -106,7 +122,9 @@ class ScriptedBackend:
         """Always."""
         return True
 
-    async def stream(self, request: pb.CompleteRequest, call: Call) -> AsyncIterator[pb.StreamCompleteResponse]:
+    async def stream(
+        self, request: pb.CompleteRequest, call: Call
+    ) -> AsyncGenerator[pb.StreamCompleteResponse]:
         """See `Backend.stream`."""
         _check_supported(request)
         self._num_streams += 1
@@ -165,7 +183,7 @@ class _Answer:
         self._called_tool = False
         self._gatherer = Gatherer() if request.output.message else None
 
-    async def events(self) -> AsyncIterator[pb.StreamCompleteResponse]:
+    async def events(self) -> AsyncGenerator[pb.StreamCompleteResponse]:
         has_started = False
         num_since_pause = 0
         if self._request.output.progress:
@@ -189,7 +207,7 @@ class _Answer:
             yield pb.StreamCompleteResponse(started=self._started)
         yield pb.StreamCompleteResponse(completion=self._completion)
 
-    async def _deltas(self) -> AsyncIterator[pb.StreamCompleteResponse]:
+    async def _deltas(self) -> AsyncGenerator[pb.StreamCompleteResponse]:
         """Yields the deltas and leaves the completion."""
         if self._max_tokens == 0:
             self._complete(pb.FINISH_REASON_LENGTH)
@@ -227,7 +245,8 @@ class _Answer:
         if rest := self._text.finish():
             yield _text_delta(rest)
         if self._script.finish_reason:
-            self._complete(pb.FinishReason.Value(f"FINISH_REASON_{self._script.finish_reason}"))
+            name = f"FINISH_REASON_{self._script.finish_reason}"
+            self._complete(cast(pb.FinishReason, pb.FinishReason.Value(name)))
         else:
             self._complete(pb.FINISH_REASON_TOOL_CALLS if self._called_tool else pb.FINISH_REASON_STOP)
 
@@ -263,7 +282,9 @@ def _read_script(request: pb.CompleteRequest, seed: int) -> Script:
         script = msgspec.json.decode(text, type=Script)
     except msgspec.DecodeError as error:
         raise errors.InvalidRequest("the script cannot be read", violations=[(field, str(error))]) from error
-    reasons = {name.removeprefix("FINISH_REASON_") for name in pb.FinishReason.keys()} | {""}
+    reasons = {name.removeprefix("FINISH_REASON_") for name in pb.FinishReason.DESCRIPTOR.values_by_name} | {
+        ""
+    }
     for index, event in enumerate(script.events):
         kinds = (event.text, event.reasoning, event.tool_call, event.delay_seconds, event.error)
         problem = ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pathlib
+import shutil
 import sys
 from typing import Any
 
@@ -85,7 +86,7 @@ def serve(config: pathlib.Path | None, model_roots: tuple[str, ...], **flags: An
     try:
         settings = configuration.load(config, flags={**flags, "model_roots": list(model_roots) or None})
     except configuration.ConfigError as error:
-        _fail(str(error))
+        raise _CannotServe(str(error)) from error
     logs.configure(format=settings.log_format, level=settings.log_level)
 
     async def run() -> None:
@@ -95,7 +96,7 @@ def serve(config: pathlib.Path | None, model_roots: tuple[str, ...], **flags: An
     try:
         asyncio.run(run())
     except AddressInUse as error:
-        _fail(str(error))
+        raise _CannotServe(str(error)) from error
 
 
 def _announce(server: Any) -> None:
@@ -104,15 +105,22 @@ def _announce(server: Any) -> None:
     address = f"[{host}]:{server.port}" if ":" in host else f"{host}:{server.port}"
     click.echo(f"inferwire {__version__} listens on {address}")
     click.echo(f"Models: {', '.join(names) or 'none; load one with: inferwire load NAME PATH'}")
-    click.echo("Talk to it from another terminal:  inferwire chat" + _address_flag(address))
+    click.echo(f"Talk to it from another terminal:  {_own_name()} chat{_address_flag(address)}")
     click.echo("Ctrl-C ends it.")
     sys.stdout.flush()
+
+
+def _own_name() -> str:
+    """Returns the command as the other terminal can type it: its name where the PATH has it, else its path from here."""
+    if shutil.which("inferwire"):
+        return "inferwire"
+    path = pathlib.Path(sys.argv[0])
+    return os.path.relpath(path) if path.name == "inferwire" else "inferwire"
 
 
 def _address_flag(address: str) -> str:
     return "" if address == "127.0.0.1:50051" else f" --address {address}"
 
 
-def _fail(message: str) -> None:
-    click.echo(f"Error: {message}", err=True)
-    sys.exit(2)
+class _CannotServe(click.ClickException):
+    exit_code = 2

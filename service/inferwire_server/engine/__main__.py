@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import pathlib
 import queue
 import resource
 import signal
@@ -16,9 +17,10 @@ import socket
 import sys
 import threading
 import time
+from typing import TYPE_CHECKING
 
-from inferwire.v1 import models_pb2
 from inferwire.v1 import inference_pb2 as pb
+from inferwire.v1 import models_pb2
 from inferwire_server import errors, wire
 
 from .cells import Cells
@@ -29,6 +31,9 @@ from .intake import Intake
 from .scheduler import Scheduler, StepBudget
 from .sequence import SamplingParams, Sequence
 from .v1 import engine_pb2
+
+if TYPE_CHECKING:
+    from .sampler import LlamaSampler
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +50,7 @@ class EngineProcess:
         self._send_lock = threading.Lock()
         self._loads: queue.SimpleQueue[engine_pb2.LoadCommand] = queue.SimpleQueue()
         self._intake: Intake | None = None
-        self._engine: Engine | None = None
+        self._engine: Engine[LlamaSampler] | None = None
 
     def run(self) -> int:
         """Serves until the gateway closes the socket. Returns the exit code."""
@@ -59,12 +64,12 @@ class EngineProcess:
         engine.run()
         return 0
 
-    def _load(self, command: engine_pb2.LoadCommand) -> Engine:
+    def _load(self, command: engine_pb2.LoadCommand) -> Engine[LlamaSampler]:
         self._progress(models_pb2.LOAD_STAGE_READING, 0.0)
         # Imported late: the gateway sees the process start at once, and the import takes a while.
         from .llama_runner import LlamaRunner
 
-        size = os.stat(command.path).st_size
+        size = pathlib.Path(command.path).stat().st_size
         last_told = 0.0
 
         def on_progress(fraction: float) -> None:
@@ -143,7 +148,8 @@ class EngineProcess:
                 self._send(engine_pb2.Report(answer=self._answer(command.query)))
 
     def _submit(self, command: engine_pb2.SubmitCommand) -> None:
-        assert self._intake is not None and self._engine is not None, "submitted before the model was loaded"
+        assert self._intake is not None, "submitted before the model was loaded"
+        assert self._engine is not None, "submitted before the model was loaded"
         try:
             self._engine.submit(self._intake.sequence(command))
         except errors.ServingError as error:

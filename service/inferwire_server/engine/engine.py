@@ -11,13 +11,14 @@ import queue
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from typing import Generic
 
 from google.protobuf.duration_pb2 import Duration
 
 from inferwire.v1 import inference_pb2 as pb
 from inferwire_server import errors, wire
 
-from .runner import BatchRejected, Runner, Sampler
+from .runner import BatchRejected, Runner, SamplerT
 from .scheduler import Scheduler, StepBudget
 from .sequence import Phase, Sequence
 from .v1 import engine_pb2
@@ -28,13 +29,13 @@ Command = Sequence | int | None
 """What the inbox holds: a sequence to begin, the id of one to cancel, or None to stop."""
 
 
-class Engine:
+class Engine(Generic[SamplerT]):
     """The loop. `emit` is called with one report per step, also when it tells no more than that a step was taken."""
 
     def __init__(
         self,
         *,
-        runner: Runner,
+        runner: Runner[SamplerT],
         scheduler: Scheduler,
         budget: StepBudget,
         emit: Callable[[engine_pb2.StepReport], None],
@@ -47,7 +48,7 @@ class Engine:
         self._clock = clock
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._sequences: dict[int, Sequence] = {}
-        self._samplers: dict[int, Sampler] = {}
+        self._samplers: dict[int, SamplerT] = {}
         self._events: defaultdict[int, engine_pb2.SequenceEvents] = defaultdict(engine_pb2.SequenceEvents)
 
     def __repr__(self) -> str:
@@ -183,13 +184,13 @@ class Engine:
         return None
 
     def _finish(self, sequence: Sequence, completion: pb.Completion, now: float) -> None:
-        if sequence.text.stop is None:
+        was_stopped = sequence.text.stop is not None
+        if not was_stopped:
             self._tell_text(sequence, sequence.text.finish())
-            if sequence.text.stop is not None:
+            stop = sequence.text.stop
+            if stop is not None:
                 # The very last bytes completed a stop text.
-                completion = pb.Completion(
-                    finish_reason=pb.FINISH_REASON_STOP_STRING, stop_string=sequence.text.stop
-                )
+                completion = pb.Completion(finish_reason=pb.FINISH_REASON_STOP_STRING, stop_string=stop)
         completion.usage.prompt_tokens = len(sequence.prompt)
         completion.usage.completion_tokens = len(sequence.generated)
         completion.timing.CopyFrom(_timing(sequence, now))
@@ -216,7 +217,7 @@ class Engine:
         if sampler is not None:
             sampler.close()
 
-    def _new_sampler(self, sequence: Sequence) -> Sampler:
+    def _new_sampler(self, sequence: Sequence) -> SamplerT:
         forbidden = self._runner.vocabulary.end_tokens() if sequence.ignore_eos else ()
         sampler = self._runner.new_sampler(sequence.sampling, forbidden=forbidden)
         sampler.accept(sequence.prompt)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-from google.protobuf import json_format
+from google.protobuf.struct_pb2 import Value
 
 from inferwire.v1 import inference_pb2 as pb
 from inferwire_server import errors
@@ -23,7 +23,12 @@ from .runner import Vocabulary
 from .sequence import SamplingParams, Sequence
 from .v1 import engine_pb2
 
-_ROLES = {pb.ROLE_SYSTEM: "system", pb.ROLE_USER: "user", pb.ROLE_ASSISTANT: "assistant", pb.ROLE_TOOL: "tool"}
+_ROLES = {
+    pb.ROLE_SYSTEM: "system",
+    pb.ROLE_USER: "user",
+    pb.ROLE_ASSISTANT: "assistant",
+    pb.ROLE_TOOL: "tool",
+}
 
 
 class Intake:
@@ -108,7 +113,7 @@ class Intake:
                 )
             text = self._template.render(
                 template_messages(request.chat),
-                arguments=_plain_numbers(json_format.MessageToDict(request.chat.template_arguments)),
+                arguments=_plain(Value(struct_value=request.chat.template_arguments)),
             )
             # The template writes the special tokens itself, BOS included.
             tokens = self._vocabulary.tokenize(text, add_special=False, parse_special=True)
@@ -233,18 +238,26 @@ def template_messages(chat: pb.Chat) -> list[dict[str, Any]]:
         results = [part.tool_result for part in message.parts if part.WhichOneof("part") == "tool_result"]
         if results:
             # A template sees one result per tool message.
-            messages += [{**entry, "content": result.text, "tool_call_id": result.call_id} for result in results]
+            messages += [
+                {**entry, "content": result.text, "tool_call_id": result.call_id} for result in results
+            ]
         else:
             messages.append(entry)
     return messages
 
 
-def _plain_numbers(value: Any) -> Any:
-    """Returns a Struct's value with whole numbers as int, so that a template prints 5 and not 5.0."""
-    if isinstance(value, Mapping):
-        return {key: _plain_numbers(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain_numbers(item) for item in value]
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value
+def _plain(value: Value) -> Any:
+    """Returns a Struct's value as Python's, with whole numbers as int, so that a template prints 5 and not 5.0."""
+    match value.WhichOneof("kind"):
+        case "struct_value":
+            return {key: _plain(item) for key, item in value.struct_value.fields.items()}
+        case "list_value":
+            return [_plain(item) for item in value.list_value.values]
+        case "number_value":
+            number = value.number_value
+            return int(number) if number.is_integer() else number
+        case "string_value":
+            return value.string_value
+        case "bool_value":
+            return value.bool_value
+    return None

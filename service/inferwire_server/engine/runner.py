@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from .sequence import SamplingParams
 from .scheduler import Batch
@@ -39,7 +39,10 @@ class Sampler(Protocol):
         """Frees it. It must not be used again."""
 
 
-class Runner(Protocol):
+SamplerT = TypeVar("SamplerT", bound=Sampler)
+
+
+class Runner(Protocol[SamplerT]):
     """Computes batches. Only the engine thread may call it."""
 
     @property
@@ -52,10 +55,10 @@ class Runner(Protocol):
         Raises BatchRejected when this batch alone is at fault; any other exception means that the process must end.
         """
 
-    def new_sampler(self, sampling: SamplingParams, *, forbidden: Iterable[int] = ()) -> Sampler:
+    def new_sampler(self, sampling: SamplingParams, *, forbidden: Iterable[int] = ()) -> SamplerT:
         """Returns a sampler that never draws the `forbidden` tokens."""
 
-    def sample(self, row: int, sampler: Sampler) -> int:
+    def sample(self, row: int, sampler: SamplerT) -> int:
         """Draws a token from a row of the last batch."""
 
     def logprobs(self, row: int, token: int, num_top: int) -> tuple[float, list[tuple[int, float]]]:

@@ -1,0 +1,1 @@
+"""Benchmarks. Each is a command of its own; figures go to bench/results."""
