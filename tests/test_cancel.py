@@ -106,4 +106,20 @@ async def test_a_queued_request_that_is_cancelled_never_reaches_the_engine():
         while server.registry.occupancy("demo").queue_length:
             await server.registry.changes.after(server.registry.changes.revision, timeout_seconds=0.01)
         assert "completion" == (await rest(first))[-1].WhichOneof("event")
-        assert 1 == len((await client.complete(prompt="Once", model="demo", max_tokens=1)).message.parts)
+        after = await client.complete(prompt="Once", model="demo", max_tokens=1)
+        assert 1 == after.completion.usage.completion_tokens
+
+
+async def test_a_cancelled_answer_is_not_computed_to_its_end():
+    """Soon after the cancel the cells are free; they are never filled to the end of the context."""
+    async with running(models={"demo": demo(parallel_sequences=2)}) as (server, _), bare_stub(server) as stub:
+        for _ in range(5):
+            call = stub.StreamComplete(endless())
+            await call.read()
+            await call.read()
+            call.cancel()
+            most = 0
+            while server.registry.num_leases or server.registry.occupancy("demo").cells_used:
+                most = max(most, server.registry.occupancy("demo").cells_used)
+                await server.registry.changes.after(server.registry.changes.revision, timeout_seconds=0.001)
+            assert most < 900, "the answer of 1024 cells went on"

@@ -254,7 +254,11 @@ class TestCancel:
         bench.assert_nothing_held()
         assert told == [len(bench.events[1])]
         assert "completion" not in kinds_of(bench.events[1])
-        assert (0, 0, 0) == (bench.reports[-1].running, bench.reports[-1].waiting, bench.reports[-1].cells_used)
+        assert (0, 0, 0) == (
+            bench.reports[-1].running,
+            bench.reports[-1].waiting,
+            bench.reports[-1].cells_used,
+        )
 
     def test_while_waiting(self) -> None:
         """A sequence without a slot can be cancelled; who holds the slot does not notice."""
@@ -359,8 +363,13 @@ class TestWhatIsReturned:
     def test_logprobs(self) -> None:
         """Each token with its bytes, those of the end token too, and as many candidates as asked."""
         events = Bench(saying(b"a")).run(make_sequence(1, [0], want_logprobs=True, num_top_logprobs=2))
-        top = [pb.TopLogprob(token_id=0, piece=b"\0", logprob=0), pb.TopLogprob(token_id=1, piece=b"\1", logprob=-1)]
-        assert [pb.TokenLogprob(token_id=97, piece=b"a", logprob=-97, top=top)] == list(events[1].text.logprobs)
+        top = [
+            pb.TopLogprob(token_id=0, piece=b"\0", logprob=0),
+            pb.TopLogprob(token_id=1, piece=b"\1", logprob=-1),
+        ]
+        assert [pb.TokenLogprob(token_id=97, piece=b"a", logprob=-97, top=top)] == list(
+            events[1].text.logprobs
+        )
         assert [pb.TokenLogprob(token_id=EOS, piece=b"<eos>", logprob=-EOS, top=top)] == list(
             events[-1].completion.logprobs
         )
@@ -395,7 +404,9 @@ class TestWhatIsReturned:
         """A prompt's way is told chunk by chunk, to its end."""
         events = Bench(batch_size=8).run(make_sequence(1, [0] * 20, want_progress=True, max_tokens=0))
         stages = [event.progress.prefill for event in events if event.HasField("progress")]
-        assert [(8, 20), (16, 20), (20, 20)] == [(stage.processed_tokens, stage.total_tokens) for stage in stages]
+        assert [(8, 20), (16, 20), (20, 20)] == [
+            (stage.processed_tokens, stage.total_tokens) for stage in stages
+        ]
 
     def test_started_tells_that_a_slot_was_taken(self) -> None:
         """Who asks for progress hears of its slot in the same step, also when the budget leaves its prompt nothing."""

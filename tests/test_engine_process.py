@@ -6,6 +6,7 @@ import asyncio
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -168,3 +169,19 @@ def _is_engine(pid: int) -> bool:
         ["ps", "-o", "stat=,command=", "-p", str(pid)], capture_output=True, text=True, check=False
     )
     return "inferwire_server.engine" in command.stdout and not command.stdout.lstrip().startswith("Z")
+
+
+def test_an_engine_ends_when_its_socket_closes():
+    """The way that holds on every system, also in the middle of a load."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        engine = subprocess.Popen(
+            [sys.executable, "-m", "inferwire_server.engine", str(theirs.fileno()), str(os.getpid())],
+            pass_fds=[theirs.fileno()],
+        )
+    try:
+        ours.close()
+        assert 0 == engine.wait(30)
+    finally:
+        engine.kill()
+        engine.wait()

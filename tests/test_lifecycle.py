@@ -201,37 +201,30 @@ async def test_a_model_is_unloaded_when_nobody_used_it_for_its_keep_alive(root):
 async def test_watchers_see_every_state_that_lasts(root):
     """Whole snapshots with growing revisions: LOADING, READY, DRAINING, gone."""
     async with running(model_roots=[str(root)]) as (server, client), bare_stub(server) as stub:
-        seen: list[int | None] = []
         revisions: list[int] = []
-        first = asyncio.Event()
+        snapshots = aiter(client.watch_models())
 
-        async def watch() -> None:
-            async for snapshot in client.watch_models():
+        async def until(state: int | None) -> None:
+            async for snapshot in snapshots:
                 revisions.append(snapshot.revision)
-                state = next((model.state for model in snapshot.models if model.name == "a"), None)
-                if not seen or seen[-1] != state:
-                    seen.append(state)
-                first.set()
-                if len(seen) > 1 and state is None:
+                if state == next((model.state for model in snapshot.models if model.name == "a"), None):
                     return
 
-        watching = asyncio.ensure_future(watch())
-        await first.wait()
-        await client.load("a", "a.gguf", config=CONFIG)
-        held = stub.StreamComplete(endless("a"))
-        await held.read()
+        await until(None)
+        loading = asyncio.ensure_future(client.load("a", "a.gguf", config=CONFIG))
+        await until(models_pb2.MODEL_STATE_LOADING)
+        await loading
+        await until(models_pb2.MODEL_STATE_READY)
+        held = [stub.StreamComplete(endless("a", progress=True)) for _ in range(8)]
+        for call in held:
+            await call.read()
         unloading = asyncio.ensure_future(client.unload("a"))
-        await rest(held)
+        await until(models_pb2.MODEL_STATE_DRAINING)
+        for call in held:
+            await rest(call)
         await unloading
-        await watching
+        await until(None)
         assert sorted(set(revisions)) == revisions
-        assert [
-            None,
-            models_pb2.MODEL_STATE_LOADING,
-            models_pb2.MODEL_STATE_READY,
-            models_pb2.MODEL_STATE_DRAINING,
-            None,
-        ] == seen
 
 
 async def test_memory_is_told_while_a_model_is_loaded(root):

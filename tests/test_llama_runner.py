@@ -39,7 +39,7 @@ PROMPTS = (
 
 
 def load(path: pathlib.Path, **config: object) -> LlamaRunner:
-    return LlamaRunner(str(path), models_pb2.LoadConfig(**config))  # type: ignore[arg-type]
+    return LlamaRunner(str(path), models_pb2.LoadConfig(**config))
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def chunk(slot: int, tokens: Tokens[int], position: int = 0, *, wants_logits: bo
         prompt=list(tokens),
         sampling=SamplingParams(temperature=0),
         max_tokens=1,
-        started=None,  # type: ignore[arg-type]
+        started=None,
         text=TextStream(),
         arrived=0.0,
         time_limit=math.inf,
@@ -147,6 +147,7 @@ def test_a_chunked_prompt_is_read_as_a_whole_one(demo: LlamaRunner) -> None:
     first, second = len(tokens) // 3, len(tokens) // 2
     assert [None] == decode(demo, chunk(1, tokens[:first], wants_logits=False))
     assert [None] == decode(demo, chunk(1, tokens[first:second], first, wants_logits=False))
+    assert not llama_cpp.llama_get_logits_ith(demo._context, second - first - 1)
     (last,) = decode(demo, chunk(1, tokens[second:], second))
     assert last is not None
     np.testing.assert_allclose(last, whole, atol=MARGIN)

@@ -32,7 +32,8 @@ def take_step(scheduler: Scheduler, budget: int = 16) -> Batch:
 def shape(batch: Batch) -> list[tuple[int, int, int, bool]]:
     """(sequence, position, tokens, wants logits) of each chunk."""
     return [
-        (chunk.sequence.sequence_id, chunk.position, len(chunk.tokens), chunk.wants_logits) for chunk in batch.chunks
+        (chunk.sequence.sequence_id, chunk.position, len(chunk.tokens), chunk.wants_logits)
+        for chunk in batch.chunks
     ]
 
 
@@ -78,7 +79,9 @@ class TestSchedule:
         scheduler = make_scheduler()
         scheduler.add(make_sequence(1, range(20)))
         batches = [take_step(scheduler, 8) for _ in range(3)]
-        assert [[(1, 0, 8, False)], [(1, 8, 8, False)], [(1, 16, 4, True)]] == [shape(batch) for batch in batches]
+        assert [[(1, 0, 8, False)], [(1, 8, 8, False)], [(1, 16, 4, True)]] == [
+            shape(batch) for batch in batches
+        ]
         assert list(range(20)) == [token for batch in batches for token in batch.chunks[0].tokens]
 
     def test_the_budget_is_shared_in_order(self) -> None:
@@ -112,7 +115,9 @@ class TestSchedule:
             scheduler.add(sequence)
         assert sequences[:2] == take_step(scheduler).admitted
         assert sequences[2:] == scheduler.waiting
-        assert "<Scheduler [waiting 1 | running 2 | <Cells [slots 2 used, 0 free | cells 2/64]>]>" == repr(scheduler)
+        assert "<Scheduler [waiting 1 | running 2 | <Cells [slots 2 used, 0 free | cells 2/64]>]>" == repr(
+            scheduler
+        )
         slot = sequences[0].slot
         assert slot == scheduler.remove(sequences[0])
         assert [sequences[2]] == scheduler.schedule(8).admitted
@@ -218,7 +223,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         slots = [sequence.slot for sequence in self.scheduler.running]
         assert len(slots) == len(set(slots)) <= self.num_slots
         assert self.num_slots - len(slots) == self.scheduler.cells.num_free_slots
-        assert sum(sequence.num_computed for sequence in self.scheduler.running) == self.scheduler.cells.num_used
+        assert (
+            sum(sequence.num_computed for sequence in self.scheduler.running) == self.scheduler.cells.num_used
+        )
 
     @invariant()
     def the_queue_is_in_order(self) -> None:
@@ -271,7 +278,9 @@ machines = st.fixed_dictionaries(
 
 class TestStepBudget:
     @given(machines, st.lists(st.tuples(st.integers(0, 8), st.integers(0, 600)), max_size=60))
-    def test_a_step_stays_within_its_time(self, speeds: dict[str, float], steps: list[tuple[int, int]]) -> None:
+    def test_a_step_stays_within_its_time(
+        self, speeds: dict[str, float], steps: list[tuple[int, int]]
+    ) -> None:
         """From the first step on: 250 ms while a stream decodes, 1 s while none does, on machines slow and fast.
 
         What a step costs beside its tokens is known only after a step without prompts; until then it may come on top.
@@ -281,7 +290,9 @@ class TestStepBudget:
             if num_decoding + num_prompt == 0:
                 continue
             limit = 0.25 if num_decoding else 1.0
-            least = machine.step_seconds + machine.token_seconds * (num_decoding + StepBudget.MIN_PROMPT_TOKENS)
+            least = machine.step_seconds + machine.token_seconds * (
+                num_decoding + StepBudget.MIN_PROMPT_TOKENS
+            )
             assert machine.step(num_decoding, num_prompt) <= max(limit + machine.step_seconds, least) + 1e-9
 
     def test_the_time_is_used(self) -> None:

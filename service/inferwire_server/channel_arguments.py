@@ -7,7 +7,7 @@ MAX_MESSAGE_BYTES = 32 << 20
 OPTIONS: tuple[tuple[str, int], ...] = (
     # A second server on the port must fail, not share it.
     ("grpc.so_reuseport", 0),
-    ("grpc.max_concurrent_streams", 1024),
+    ("grpc.max_concurrent_streams", 256),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     # A peer that vanished is found within 40 s.

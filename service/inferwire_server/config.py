@@ -18,6 +18,7 @@ import msgspec
 from google.protobuf import json_format
 
 from inferwire.v1 import models_pb2
+from inferwire_server import errors, validation
 
 PREFIX = "INFERWIRE_"
 DEFAULT_FILE = "inferwire.toml"
@@ -161,7 +162,9 @@ def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         if key.startswith("engine_"):
             key = key.removeprefix("engine_")
             if key not in EngineSettings.__struct_fields__:
-                raise ConfigError(_unknown(name, [f"{PREFIX}ENGINE_{f.upper()}" for f in EngineSettings.__struct_fields__]))
+                raise ConfigError(
+                    _unknown(name, [f"{PREFIX}ENGINE_{f.upper()}" for f in EngineSettings.__struct_fields__])
+                )
             values.setdefault("engine", {})[key] = text
             continue
         plain = [field for field in Settings.__struct_fields__ if field not in ("models", "engine")]
@@ -210,8 +213,13 @@ def _check(settings: Settings) -> None:
         )
     for name, model in settings.models.items():
         if not re.fullmatch(r"[A-Za-z0-9_.:/-]{1,128}", name):
-            raise ConfigError(f"models.{name}: a model's name has 1 to 128 of the characters a-z A-Z 0-9 _ - . : /")
-        model.load_config()
+            raise ConfigError(
+                f"models.{name}: a model's name has 1 to 128 of the characters a-z A-Z 0-9 _ - . : /"
+            )
+        try:
+            validation.load_request(models_pb2.LoadRequest(model=name, config=model.load_config()))
+        except errors.InvalidRequest as error:
+            raise ConfigError(f"models.{name}.{error.message}") from error
     for root in settings.model_roots:
         if not pathlib.Path(root).is_dir():
             raise ConfigError(f"model_roots: {root} is not a directory")

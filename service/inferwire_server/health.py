@@ -41,9 +41,9 @@ class Health:
         """Tells what changed since the last time."""
         ready = self._registry.is_ready and not self._draining
         now = {LIVENESS: SERVING, **dict.fromkeys(READINESS, SERVING if ready else NOT_SERVING)}
-        for model in self._registry.models():
-            serves = model.state == models_pb2.MODEL_STATE_READY and not self._draining
-            now[MODEL_PREFIX + model.name] = SERVING if serves else NOT_SERVING
+        for name, state in self._registry.states().items():
+            serves = state == models_pb2.MODEL_STATE_READY and not self._draining
+            now[MODEL_PREFIX + name] = SERVING if serves else NOT_SERVING
         for gone in self._told.keys() - now.keys():
             now[gone] = SERVICE_UNKNOWN
         for name, status in now.items():

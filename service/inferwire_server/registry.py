@@ -164,6 +164,10 @@ class Registry:
         """Returns every model, ordered by name."""
         return [self._describe(self._entries[name]) for name in sorted(self._entries)]
 
+    def states(self) -> dict[str, State]:
+        """Returns every model's state: what is cheap to ask after every change."""
+        return {name: entry.state for name, entry in self._entries.items()}
+
     def model(self, name: str) -> models_pb2.Model:
         """Returns one model. Raises errors.ModelNotFound."""
         return self._describe(self._entry(name))

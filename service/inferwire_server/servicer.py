@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -11,13 +12,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from inferwire.gather import Gatherer
 from inferwire.v1 import inference_pb2 as pb
 from inferwire.v1 import models_pb2
-from inferwire_server import __version__, errors, validation
+from inferwire_server import __version__, channel_arguments, errors, validation
 from inferwire_server.backends.base import Backend, Call
 from inferwire_server.config import Settings
 from inferwire_server.registry import Registry
 from inferwire_server.rpc import Context, Gate
 
-MAX_MESSAGE_BYTES = 32 << 20
+WATCH_INTERVAL_SECONDS = 0.05
 
 
 class InferenceServicer:
@@ -105,13 +106,15 @@ class InferenceServicer:
     async def WatchModels(
         self, request: pb.WatchModelsRequest, context: Context
     ) -> AsyncGenerator[pb.WatchModelsResponse]:
-        """Yields a snapshot per change, until the server drains."""
+        """Yields a snapshot after changes, until the server drains."""
         changes = self._registry.changes
-        while True:
+        while not self._gate.draining:
             revision = changes.revision
             yield pb.WatchModelsResponse(revision=revision, models=self._registry.models())
-            if await changes.after(revision) and self._gate.draining:
-                raise errors.Draining("the server is going away; watch another replica")
+            # Every request is a change; a watcher wants the news, not each of them.
+            await asyncio.sleep(WATCH_INTERVAL_SECONDS)
+            await changes.after(revision)
+        raise errors.Draining("the server is going away; watch another replica")
 
     async def ListBackends(
         self, request: pb.ListBackendsRequest, context: Context
@@ -134,7 +137,7 @@ class InferenceServicer:
             models=[self._health(model) for model in self._registry.models()],
         )
         response.uptime.FromNanoseconds(int((self._clock() - self._begin) * 1e9))
-        response.limits.max_message_bytes = MAX_MESSAGE_BYTES
+        response.limits.max_message_bytes = channel_arguments.MAX_MESSAGE_BYTES
         response.limits.max_prompt_bytes = self._max_prompt_bytes
         response.limits.max_completion_time.FromNanoseconds(int(self._settings.max_completion_seconds * 1e9))
         return response

@@ -115,10 +115,14 @@ def of(error: errors.ServingError, *, tokens_emitted: int | None = None, started
         metadata["tokensEmitted"] = str(tokens_emitted)
     message = _cut(error.message, MAX_MESSAGE_BYTES)
     packed = status_pb2.Status(code=code.value[0], message=message)
-    packed.details.add().Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata))
+    packed.details.add().Pack(
+        error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata)
+    )
     trailers: list[tuple[str, str | bytes]] = []
     if row.retry and not started:
-        delay = DEFAULT_RETRY_DELAY_SECONDS if error.retry_delay_seconds is None else error.retry_delay_seconds
+        delay = (
+            DEFAULT_RETRY_DELAY_SECONDS if error.retry_delay_seconds is None else error.retry_delay_seconds
+        )
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromNanoseconds(math.ceil(delay * 1e9))
         packed.details.add().Pack(retry)

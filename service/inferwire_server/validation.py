@@ -123,7 +123,9 @@ def embed_request(request: pb.EmbedRequest, *, max_prompt_bytes: int) -> None:
         violations.append(("inputs", "at least one"))
     if len(request.inputs) > MAX_EMBED_INPUTS:
         raise _too_large("inputs", len(request.inputs), MAX_EMBED_INPUTS)
-    violations += [(f"inputs[{index}]", "must not be empty") for index, text in enumerate(request.inputs) if not text]
+    violations += [
+        (f"inputs[{index}]", "must not be empty") for index, text in enumerate(request.inputs) if not text
+    ]
     _check_size("inputs", sum(len(text.encode()) for text in request.inputs), max_prompt_bytes)
     _raise(violations)
 
@@ -339,10 +341,10 @@ def _response_format(form: pb.ResponseFormat) -> Iterator[Violation]:
 
 def _ranges(where: str, message: Message, ranges: Ranges) -> Iterator[Violation]:
     for name, (least, most) in ranges.items():
-        if message.DESCRIPTOR.fields_by_name[name].has_presence and not message.HasField(name):
-            continue
+        has_presence = message.DESCRIPTOR.fields_by_name[name].has_presence
+        is_said = message.HasField(name) if has_presence else True
         # Written so that `nan` fails.
-        if not least <= getattr(message, name) <= (math.inf if most is None else most):
+        if is_said and not least <= getattr(message, name) <= (math.inf if most is None else most):
             low = "above 0" if least == ABOVE_ZERO else f"{least:g} or more"
             yield f"{where}.{name}", f"must be {low}" if most is None else f"must be {low}, at most {most:g}"
 

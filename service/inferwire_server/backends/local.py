@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import os
 import secrets
+import signal
 import socket
 import sys
 import time
@@ -115,9 +116,10 @@ class LocalBackend:
             )
             self._info = await self._loaded
         except BaseException as error:
-            if isinstance(error, errors.ServingError) and error.detail:
-                log.warning("load_failed", model=self.model, reason=error.reason, detail=error.detail)
             await self.unload(errors.LoadCancelled("the load was stopped"))
+            if isinstance(error, errors.ModelFileInvalid | errors.InsufficientMemory | errors.LoadStalled):
+                # What the loader said last; known whole only now that the process has ended.
+                error.detail = error.detail or "; ".join(self._stderr)
             raise
         return self._info
 
@@ -308,8 +310,9 @@ class LocalBackend:
 
     def _kill(self) -> None:
         if self._process is not None and self._process.returncode is None:
+            # Not Process.kill: it polls, and may take the exit code from under asyncio.
             with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+                os.kill(self._process.pid, signal.SIGKILL)
 
     def _send(self, command: engine_pb2.Command) -> None:
         if self._writer is not None and self._end is None:
@@ -420,7 +423,6 @@ class LocalBackend:
                     errors.ModelFileInvalid(
                         "the file is not a model that this server can load",
                         metadata={"model": self.model},
-                        detail="; ".join(self._stderr),
                     )
                 )
             else:

@@ -17,7 +17,9 @@ class Cells:
 
     def __repr__(self) -> str:
         total = (len(self._free) + len(self._used)) * self._cells_per_slot
-        return f"<Cells [slots {len(self._used)} used, {len(self._free)} free | cells {self.num_used}/{total}]>"
+        return (
+            f"<Cells [slots {len(self._used)} used, {len(self._free)} free | cells {self.num_used}/{total}]>"
+        )
 
     @property
     def num_free_slots(self) -> int:

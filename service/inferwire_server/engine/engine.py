@@ -102,7 +102,9 @@ class Engine(Generic[SamplerT]):
                 for chunk, row in zip(batch.chunks, rows, strict=True):
                     self._advance(chunk.sequence, row, now)
                 self._budget.observe(
-                    num_prompt_tokens=num_prompt_tokens, num_decoding=num_decoding, seconds=self._clock() - begin
+                    num_prompt_tokens=num_prompt_tokens,
+                    num_decoding=num_decoding,
+                    seconds=self._clock() - begin,
                 )
         self._tell_queue_positions()
         self._send()

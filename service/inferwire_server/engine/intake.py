@@ -103,7 +103,7 @@ class Intake:
     def prompt_tokens(self, request: pb.CompleteRequest) -> list[int]:
         """Returns the tokens that a request puts before the model."""
         if request.WhichOneof("input") == "prompt":
-            tokens = self._vocabulary.tokenize(request.prompt, add_special=True, parse_special=False)
+            tokens = self._vocabulary.tokenize(request.prompt, add_special=True, parse_special=True)
         else:
             if self._template is None:
                 raise errors.UnsupportedByBackend(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol, TypeVar
 
-from .sequence import SamplingParams
 from .scheduler import Batch
+from .sequence import SamplingParams
 
 
 class Vocabulary(Protocol):

@@ -80,7 +80,9 @@ class Scheduler:
         for sequence in self.running:
             if sequence.phase is Phase.DECODE and sequence.slot is not None:
                 token = sequence.generated[-1]
-                chunks.append(Chunk(sequence, sequence.slot, [token], sequence.num_computed, wants_logits=True))
+                chunks.append(
+                    Chunk(sequence, sequence.slot, [token], sequence.num_computed, wants_logits=True)
+                )
         left = min(max(budget, len(chunks) + 1), self._batch_size) - len(chunks)
         for sequence in self.running:
             if sequence.phase is Phase.PREFILL and sequence.slot is not None and left > 0:

@@ -44,7 +44,11 @@ class SamplingParams:
     @property
     def looks_back(self) -> bool:
         """Whether the draw depends on tokens before it, so that the prompt must be told to the sampler."""
-        penalties = (self.repetition_penalty, self.frequency_penalty, self.presence_penalty) != (1.0, 0.0, 0.0)
+        penalties = (self.repetition_penalty, self.frequency_penalty, self.presence_penalty) != (
+            1.0,
+            0.0,
+            0.0,
+        )
         return (penalties and self.penalty_window != 0) or (self.dry_multiplier > 0 and self.dry_window != 0)
 
 

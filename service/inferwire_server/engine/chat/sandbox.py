@@ -75,7 +75,7 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         )
         self.allowance = allowance
         # What a macro or a block of `set` has gathered.
-        self.concat = self._joined
+        self.concat = self._joined  # type: ignore[method-assign]
         self.filters = {name: self._paid(self.filters[name]) for name in _FILTERS} | {
             "indent": self._indent,
             "join": self._join,
@@ -92,9 +92,10 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> jinja2.nodes.Template:
         template: jinja2.nodes.Template = _Metering().visit(super()._parse(source, name, filename))
-        return template.set_environment(self)
+        template.set_environment(self)
+        return template
 
-    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: B902, N805
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: PYI063
         """Calls a function, a macro or a method on a template's behalf."""
         # The names are mangled as in the base class, so that a template's keyword arguments cannot meet them.
         method = getattr(__obj, "__wrapped__", __obj)
@@ -113,10 +114,12 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
             case "*":
                 for value, times in ((left, right), (right, left)):
                     if _is_sized(value) and isinstance(times, int):
-                        self.allowance.charge(max(0, times) * self._size(value, texts=isinstance(value, str | bytes)))
-                if isinstance(left, int) and isinstance(right, int):
-                    if left.bit_length() + right.bit_length() > MAX_INTEGER_BITS:
-                        raise Refused("a number beyond the limit")
+                        self.allowance.charge(
+                            max(0, times) * self._size(value, texts=isinstance(value, str | bytes))
+                        )
+                are_integers = isinstance(left, int) and isinstance(right, int)
+                if are_integers and left.bit_length() + right.bit_length() > MAX_INTEGER_BITS:
+                    raise Refused("a number beyond the limit")
             case "**":
                 if not all(isinstance(value, int | float) and abs(value) <= 1024 for value in (left, right)):
                     raise Refused("a power beyond the limit")
@@ -187,7 +190,7 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
                 self.allowance.charge(text.count(args[0]) * len(args[1]))
 
     def _join(self, values: Iterable[Any], d: str = "", attribute: str | int | None = None) -> str:
-        pieces = []
+        pieces: list[str] = []
         for value in values:
             item = value if attribute is None else self.getitem(value, attribute)
             pieces += [str(d)] if pieces else []
@@ -197,7 +200,8 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def _replace(self, text: Any, old: str, new: str, count: int | None = None) -> str:
         text, old, new = str(self._written(text)), str(self._written(old)), str(self._written(new))
         self._check_method(text, "replace", old, new)
-        return text.replace(old, new, -1 if count is None else count)
+        replaced: str = text.replace(old, new, -1 if count is None else count)
+        return replaced
 
     def _indent(self, text: Any, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
         margin = width if isinstance(width, str) else " " * min(width, 256)
@@ -237,7 +241,7 @@ class _Metering(jinja2.visitor.NodeTransformer):
 
     def visit_For(self, node: jinja2.nodes.For) -> jinja2.nodes.Node:
         self.generic_visit(node)
-        node.iter = self._filtered(node.iter, self.PASSES)
+        node.iter = self._filtered(node.iter, self.PASSES)  # type: ignore[arg-type]
         return node
 
     def visit_Concat(self, node: jinja2.nodes.Concat) -> jinja2.nodes.Node:

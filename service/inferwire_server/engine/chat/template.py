@@ -31,7 +31,9 @@ class ChatTemplate:
             self._template = self._environment.from_string(source)
         except Exception as error:
             # Untrusted code fails in many ways: Jinja's errors, Python's for what Jinja made of it, or nesting too deep.
-            raise errors.TemplateInvalid("the chat template cannot be compiled", detail=repr(error)) from error
+            raise errors.TemplateInvalid(
+                "the chat template cannot be compiled", detail=repr(error)
+            ) from error
         try:
             self.render([{"role": "user", "content": "Hello"}])
         except errors.TemplateRejected as error:

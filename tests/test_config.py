@@ -1,0 +1,259 @@
+"""Settings: a file, the environment and flags, in that order of rank; mistakes name their key."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inferwire.v1 import models_pb2
+from inferwire_server import config
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def load(
+    text: str = "", here: Path | None = None, *, environment: Mapping[str, str] | None = None, **flags: Any
+) -> config.Settings:
+    file = None
+    if here is not None:
+        file = here / "settings.toml"
+        file.write_text(text, encoding="utf-8")
+    return config.load(file, environment=environment or {}, flags=flags)
+
+
+def mistake(text: str, here: Path, *, environment: Mapping[str, str] | None = None, **flags: Any) -> str:
+    with pytest.raises(config.ConfigError) as caught:
+        load(text, here, environment=environment, **flags)
+    return str(caught.value)
+
+
+class TestRank:
+    def test_defaults(self, here: Path) -> None:
+        """With nothing said the server is on loopback, with reflection."""
+        settings = load()
+        assert config.Settings() == settings
+        assert ("127.0.0.1", 50051, True, True) == (
+            settings.host, settings.port, settings.is_loopback, settings.has_reflection,
+        )  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("environment", "flags", "level"),
+        [
+            ({}, {}, "debug"),
+            ({"INFERWIRE_LOG_LEVEL": "warning"}, {}, "warning"),
+            ({"INFERWIRE_LOG_LEVEL": "warning"}, {"log_level": None}, "warning"),
+            ({"INFERWIRE_LOG_LEVEL": "warning"}, {"log_level": "error"}, "error"),
+            ({}, {"log_level": "error"}, "error"),
+        ],
+    )
+    def test_a_flag_outranks_the_environment_outranks_the_file(
+        self, here: Path, environment: dict[str, str], flags: dict[str, Any], level: str
+    ) -> None:
+        """A flag that was not given says nothing."""
+        assert level == load('log_level = "debug"', here, environment=environment, **flags).log_level
+
+    def test_tables_merge_key_by_key(self, here: Path) -> None:
+        """A flag for one model leaves the others, and a key of the environment leaves its table."""
+        settings = load(
+            '[engine]\nstall_seconds = 5\nmax_restarts = 1\n[models.a]\npath = "a.gguf"\npinned = true\n'
+            '[models.b]\npath = "b.gguf"\n',
+            here,
+            environment={"INFERWIRE_ENGINE_STALL_SECONDS": "7"},
+            models={"a": {"path": "other.gguf"}},
+        )
+        assert (7.0, 1) == (settings.engine.stall_seconds, settings.engine.max_restarts)
+        assert {"a": ("other.gguf", True), "b": ("b.gguf", False)} == {
+            name: (model.path, model.pinned) for name, model in settings.models.items()
+        }
+
+    def test_the_file_of_the_folder(self, here: Path) -> None:
+        """Without a file named, inferwire.toml of the working folder counts, if there is one."""
+        (here / "inferwire.toml").write_text('default_model = "é"', encoding="utf-8")
+        assert "é" == load().default_model
+
+    def test_types_of_the_environment(self, here: Path) -> None:
+        """Texts become numbers, switches and lists."""
+        settings = load(
+            environment={
+                "INFERWIRE_INSECURE": "true", "INFERWIRE_REFLECTION": "false", "INFERWIRE_DRAIN_SECONDS": "2.5",
+                "INFERWIRE_ENGINE_QUEUE_CAPACITY": "0", "INFERWIRE_MODEL_ROOTS": os.pathsep.join([str(here), "/"]),
+            }
+        )  # fmt: skip
+        assert (True, False, 2.5, 0, [str(here), "/"]) == (
+            settings.insecure, settings.reflection, settings.drain_seconds, settings.engine.queue_capacity,
+            settings.model_roots,
+        )  # fmt: skip
+
+    def test_settings_are_frozen(self) -> None:
+        """Nobody changes them after the start."""
+        with pytest.raises(AttributeError):
+            config.Settings().address = "x"  # type: ignore[misc]
+
+
+class TestUnknownKeys:
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("adress = 'x'", "unknown key adress; did you mean address?"),
+            ("zzz = 1", "unknown key zzz"),
+            ("[engine]\nstall_secs = 1", "unknown key engine.stall_secs; did you mean engine.stall_seconds?"),
+            ("[models.a]\npth = 'x'", "unknown key models.a.pth; did you mean models.a.path?"),
+        ],
+    )
+    def test_of_the_file(self, here: Path, text: str, words: str) -> None:
+        """A key that no setting has names itself and the nearest one that is."""
+        assert words == mistake(text, here)
+
+    @pytest.mark.parametrize(
+        ("name", "words"),
+        [
+            ("INFERWIRE_ADDRES", "unknown key INFERWIRE_ADDRES; did you mean INFERWIRE_ADDRESS?"),
+            (
+                "INFERWIRE_ENGINE_STALL",
+                "unknown key INFERWIRE_ENGINE_STALL; did you mean INFERWIRE_ENGINE_STALL_SECONDS?",
+            ),
+            ("INFERWIRE_QQQQ", "unknown key INFERWIRE_QQQQ"),
+            ("INFERWIRE_MODELS", "unknown key INFERWIRE_MODELS; did you mean INFERWIRE_MODEL_ROOTS?"),
+            ("INFERWIRE_ENGINE", "unknown key INFERWIRE_ENGINE"),
+        ],
+    )
+    def test_of_the_environment(self, here: Path, name: str, words: str) -> None:
+        """A variable with our prefix is ours, so a misspelt one is an error."""
+        assert mistake("", here, environment={name: "1"}).startswith(words)
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "INFERWIRE_SERVICE_HOST", "INFERWIRE_SERVICE_PORT", "INFERWIRE_SERVICE_PORT_GRPC", "INFERWIRE_PORT",
+            "INFERWIRE_PORT_50051_TCP", "INFERWIRE_PORT_50051_TCP_PROTO", "INFERWIRE_PORT_50051_TCP_PORT",
+            "INFERWIRE_PORT_50051_TCP_ADDR", "INFERWIRE_PORT_53_UDP_ADDR", "INFERWIRE_HEADLESS_SERVICE_HOST",
+            "INFERWIRE_HEADLESS_SERVICE_PORT_GRPC", "INFERWIRE_HEADLESS_PORT_50051_TCP_ADDR",
+            "INFERWIRE_CANARY_2_PORT", "INFERWIRE_TOKEN", "INFERWIRE_CONFIG", "OTHER_ADDRESS",
+        ],
+    )  # fmt: skip
+    def test_what_is_not_ours(self, name: str) -> None:
+        """Kubernetes' variables for services of our name, and those of the command line, are no settings."""
+        assert config.Settings() == config.load(None, environment={name: "tcp://10.0.0.1:50051"})
+
+
+class TestValues:
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("address = 5", "Expected `str`, got `int` - at `address`"),
+            ("drain_seconds = -1", "Expected `float` >= 0.0 - at `drain_seconds`"),
+            ("drain_seconds = nan", "Expected `float` >= 0.0 - at `drain_seconds`"),
+            ("drain_seconds = inf", "Expected `float` <= 315360000.0 - at `drain_seconds`"),
+            ("max_completion_seconds = 0", "Expected `float` > 0.0 - at `max_completion_seconds`"),
+            ("max_completion_seconds = inf", "Expected `float` <= 315360000.0 - at `max_completion_seconds`"),
+            ("log_level = 'loud'", "Invalid enum value 'loud' - at `log_level`"),
+            ("models = 3", "Expected `object`, got `int` - at `models`"),
+            ("engine = 3", "Expected `object`, got `int` - at `engine`"),
+            ("[models.a]", "Object missing required field `path` - at `models[...]`"),
+            ("[models.a]\npath = 'x'\nkeep_alive_seconds = 0",
+             "Expected `float` > 0.0 - at `models[...].keep_alive_seconds`"),
+            ("[engine]\nqueue_capacity = -1", "Expected `int` >= 0 - at `engine.queue_capacity`"),
+            ("[models.'a b']\npath = 'x'",
+             "models.a b: a model's name has 1 to 128 of the characters a-z A-Z 0-9 _ - . : /"),
+            ("model_roots = ['/no/such/folder']", "model_roots: /no/such/folder is not a directory"),
+        ],
+    )  # fmt: skip
+    def test_a_mistake_names_its_key(self, here: Path, text: str, words: str) -> None:
+        """Words for people: what was expected, and where."""
+        assert words == mistake(text, here)
+
+    def test_a_file_that_cannot_be_read(self, here: Path) -> None:
+        """Missing, no TOML, no text: the file is named."""
+        with pytest.raises(config.ConfigError, match=r"nowhere\.toml: No such file or directory"):
+            config.load(here / "nowhere.toml", environment={})
+        with pytest.raises(config.ConfigError, match="Is a directory"):
+            config.load(here, environment={})
+        assert "settings.toml: " in mistake("a = ", here)
+        (here / "settings.toml").write_bytes(b"a = '\xff'")
+        with pytest.raises(config.ConfigError, match=r"settings\.toml: "):
+            config.load(here / "settings.toml", environment={})
+
+    def test_the_config_of_a_model(self, here: Path) -> None:
+        """It has the keys of the contract's LoadConfig."""
+        settings = load(
+            "[models.a]\npath = 'x'\nconfig = {context_length = 128, key_cache_type = 'CACHE_TYPE_Q8_0'}\n",
+            here,
+        )
+        expected = models_pb2.LoadConfig(context_length=128, key_cache_type=models_pb2.CACHE_TYPE_Q8_0)
+        assert expected == settings.models["a"].load_config()
+
+    @pytest.mark.parametrize(
+        ("value", "key"),
+        [
+            ("{contxt = 3}", "contxt"),
+            ("{context_length = 'abc'}", "context_length"),
+            ("{context_length = -1}", "context_length"),
+            ("{context_length = 1979-05-27}", "context_length"),
+            ("{rope = 5}", "rope"),
+            ("{rope = {base = 5}}", "base"),
+            ("{tensor_split = 3}", "tensor_split"),
+            ("{key_cache_type = 'TINY'}", "key_cache_type"),
+        ],
+    )
+    def test_a_bad_config_of_a_model(self, here: Path, value: str, key: str) -> None:
+        """The message names the model and the key."""
+        words = mistake(f"[models.a]\npath = 'x.gguf'\nconfig = {value}\n", here)
+        assert words.startswith("config of the model at x.gguf: ")
+        assert key in words
+
+
+class TestAddress:
+    @pytest.mark.parametrize(
+        ("address", "host", "port", "is_loopback"),
+        [
+            ("127.0.0.1:0", "127.0.0.1", 0, True),
+            ("127.9.9.9:65535", "127.9.9.9", 65535, True),
+            ("localhost:1", "localhost", 1, True),
+            ("[::1]:1", "::1", 1, True),
+            ("0.0.0.0:1", "0.0.0.0", 1, False),
+            ("[::]:1", "::", 1, False),
+            ("10.0.0.1:1", "10.0.0.1", 1, False),
+            ("example.com:1", "example.com", 1, False),
+            ("127.0.0.1.example.com:1", "127.0.0.1.example.com", 1, False),
+            ("localhost.example.com:1", "localhost.example.com", 1, False),
+        ],
+    )
+    def test_parts(self, address: str, host: str, port: int, is_loopback: bool) -> None:
+        """Host and port, and whether other machines can reach it: a name only looks like loopback."""
+        settings = load(address=address, insecure=True)
+        assert (host, port, is_loopback) == (settings.host, settings.port, settings.is_loopback)
+        assert is_loopback == settings.has_reflection
+        if not is_loopback:
+            with pytest.raises(config.ConfigError, match="can be reached from other machines"):
+                load(address=address)
+
+    @pytest.mark.parametrize(
+        "address", ["", "localhost", ":1", "localhost:", "localhost:x", "localhost:65536", "h:-1"]
+    )
+    def test_what_is_none(self, address: str) -> None:
+        """An address is HOST:PORT."""
+        with pytest.raises(config.ConfigError, match="is not HOST:PORT"):
+            load(address=address)
+
+    @pytest.mark.parametrize(("address", "reflection"), [("0.0.0.0:1", True), ("127.0.0.1:1", False)])
+    def test_reflection_as_set(self, address: str, reflection: bool) -> None:
+        """What was said outranks the rule."""
+        assert reflection == load(address=address, insecure=True, reflection=reflection).has_reflection
+
+
+def test_a_models_config_is_checked_when_the_server_starts(tmp_path):
+    """What a Load would refuse is refused before the port opens, by its key."""
+    file = tmp_path / "inferwire.toml"
+    file.write_text('[models.a]\npath = "a.gguf"\n[models.a.config]\nparallel_sequences = 0\n')
+    with pytest.raises(
+        config.ConfigError, match=r"models\.a\.config\.parallel_sequences: must be from 1 to 256"
+    ):
+        config.load(file, environment={})
