@@ -254,6 +254,6 @@ def test_a_models_config_is_checked_when_the_server_starts(tmp_path):
     file = tmp_path / "inferwire.toml"
     file.write_text('[models.a]\npath = "a.gguf"\n[models.a.config]\nparallel_sequences = 0\n')
     with pytest.raises(
-        config.ConfigError, match=r"models\.a\.config\.parallel_sequences: must be from 1 to 256"
+        config.ConfigError, match=r"models\.a\.config\.parallel_sequences: must be 1 or more, at most 256"
     ):
         config.load(file, environment={})

@@ -1,0 +1,1 @@
+"""How the embedded demo model is made: text, tokenizer, training, GGUF file, check."""
