@@ -9,7 +9,7 @@ from typing import Any
 
 from inferwire.v1 import inference_pb2 as pb
 from inferwire_server.engine import sequence as engine_sequence
-from inferwire_server.engine.cells import Cells
+from inferwire_server.engine.cells import CellOperation, Cells, Copy, Trim
 from inferwire_server.engine.detokenizer import TextStream
 from inferwire_server.engine.engine import Engine
 from inferwire_server.engine.runner import BatchRejected
@@ -141,8 +141,15 @@ class FakeRunner:
     def logprobs(self, row: int, token: int, num_top: int) -> tuple[float, list[tuple[int, float]]]:
         return -float(token), [(rank, float(-rank)) for rank in range(num_top)]
 
-    def clear(self, slot: int) -> None:
-        self.slots[slot] = []
+    def arrange(self, operations: Iterable[CellOperation]) -> None:
+        for operation in operations:
+            match operation:
+                case Trim(slot, length):
+                    assert length <= len(self.slots[slot]), "what is not there cannot be kept"
+                    self.slots[slot] = self.slots[slot][:length]
+                case Copy(source, slot, length):
+                    assert length <= len(self.slots[source]), "what is not there cannot be copied"
+                    self.slots[slot] = self.slots[source][:length]
 
 
 def make_sequence(
@@ -176,6 +183,7 @@ class Bench:
         *,
         num_slots: int = 2,
         batch_size: int = 16,
+        shares: bool = False,
         step_seconds: float = 0.0,
         token_seconds: float = 0.0,
     ) -> None:
@@ -184,7 +192,8 @@ class Bench:
             self.clock, next_token, step_seconds=step_seconds, token_seconds=token_seconds
         )
         self.scheduler = Scheduler(
-            cells=Cells(num_slots=num_slots, cells_per_slot=CONTEXT_LENGTH), batch_size=batch_size
+            cells=Cells(num_slots=num_slots, cells_per_slot=CONTEXT_LENGTH, shares=shares),
+            batch_size=batch_size,
         )
         self.reports: list[engine_pb2.StepReport] = []
         self._actions: defaultdict[int, list[Callable[[], None]]] = defaultdict(list)
@@ -241,7 +250,10 @@ class Bench:
         assert 0 == self.scheduler.cells.num_used
         assert [] == self.scheduler.waiting + self.scheduler.running
         assert set() == self.runner.samplers
-        assert [] == [slot for slot, cells in self.runner.slots.items() if cells]
+        for slot, tokens in self.runner.slots.items():
+            assert self.scheduler.cells.tokens(slot) == tokens, (
+                "the cells are what the scheduler thinks they are"
+            )
 
 
 def text_of(events: Iterable[pb.StreamCompleteResponse]) -> str:

@@ -18,6 +18,7 @@ import pytest
 from inferwire.v1 import models_pb2
 from inferwire_server import errors
 from inferwire_server.engine import llama_runner
+from inferwire_server.engine.cells import Trim
 from inferwire_server.engine.detokenizer import TextStream
 from inferwire_server.engine.llama_runner import LlamaRunner, available_memory_bytes, num_usable_cores
 from inferwire_server.engine.runner import BatchRejected
@@ -53,7 +54,7 @@ def empty(request: pytest.FixtureRequest) -> None:
     if "demo" in request.fixturenames:
         runner = request.getfixturevalue("demo")
         for slot in range(4):
-            runner.clear(slot)
+            runner.arrange([Trim(slot, 0)])
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +134,7 @@ def test_sequences_computed_together_answer_as_each_alone(demo: LlamaRunner) -> 
 
     together, together_logits = answers([0, 1, 2, 3])
     for slot in range(4):
-        demo.clear(slot)
+        demo.arrange([Trim(slot, 0)])
     for slot in range(4):
         (alone,), (alone_logits,) = answers([slot])
         assert alone == together[slot]
@@ -171,10 +172,10 @@ def test_clear_empties_a_slot_and_no_other(demo: LlamaRunner) -> None:
     """What is cleared has no position left; a neighbour keeps its own."""
     prefill(demo, 0, [1, 2, 3])
     prefill(demo, 1, [1, 2, 3, 4])
-    demo.clear(0)
+    demo.arrange([Trim(0, 0)])
     assert -1 == end_position(demo, 0)
     assert 3 == end_position(demo, 1)
-    demo.clear(0)  # an empty slot may be cleared
+    demo.arrange([Trim(0, 0)])  # an empty slot may be cleared
 
 
 def test_a_reused_slot_carries_nothing_over(demo: LlamaRunner) -> None:
@@ -182,7 +183,7 @@ def test_a_reused_slot_carries_nothing_over(demo: LlamaRunner) -> None:
     tokens = tokens_of(demo, PROMPTS[1])
     for slot in range(4):
         prefill(demo, slot, tokens_of(demo, PROMPTS[0] * 3))
-    demo.clear(2)
+    demo.arrange([Trim(2, 0)])
     reused = prefill(demo, 2, tokens)
     fresh = load(demo_model_path(), context_length=512, parallel_sequences=4, threads=2)
     np.testing.assert_array_equal(reused, prefill(fresh, 2, tokens))
@@ -429,7 +430,7 @@ def test_rope_is_in_force(tiny_path: pathlib.Path, scaling: str, expected: int) 
 def test_rope_changes_the_logits(tiny_path: pathlib.Path, tiny_runner: LlamaRunner) -> None:
     """The values do not stop at a struct."""
     scaled = load(tiny_path, parallel_sequences=1, rope=models_pb2.Rope(freq_base=20000, freq_scale=0.5))
-    tiny_runner.clear(0)
+    tiny_runner.arrange([Trim(0, 0)])
     tokens = list(range(40))
     assert np.abs(prefill(scaled, 0, tokens) - prefill(tiny_runner, 0, tokens)).max() > 0.1
 

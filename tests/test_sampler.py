@@ -15,6 +15,7 @@ import pytest
 
 from inferwire.v1 import inference_pb2 as pb
 from inferwire.v1 import models_pb2
+from inferwire_server.engine.cells import Trim
 from inferwire_server.engine.intake import resolve_sampling, sampling_params
 from inferwire_server.engine.llama_runner import LlamaRunner
 from inferwire_server.engine.sampler import LlamaSampler
@@ -446,4 +447,4 @@ def test_the_runner_draws_through_the_chain(runner: LlamaRunner) -> None:
     assert best != runner.sample(row, other)
     greedy.close()
     other.close()
-    runner.clear(0)
+    runner.arrange([Trim(0, 0)])

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from inferwire_server.engine.cells import Cells
+from inferwire_server.engine.cells import Cells, Trim
 from inferwire_server.engine.scheduler import Batch, Scheduler, StepBudget
 from inferwire_server.engine.sequence import Phase, Sequence
 from tests.engine_fakes import make_sequence
@@ -16,7 +16,8 @@ CELLS_PER_SLOT = 32
 
 
 def make_scheduler(*, num_slots: int = 2, batch_size: int = 16) -> Scheduler:
-    return Scheduler(cells=Cells(num_slots=num_slots, cells_per_slot=CELLS_PER_SLOT), batch_size=batch_size)
+    cells = Cells(num_slots=num_slots, cells_per_slot=CELLS_PER_SLOT, shares=False)
+    return Scheduler(cells=cells, batch_size=batch_size)
 
 
 def take_step(scheduler: Scheduler, budget: int = 16) -> Batch:
@@ -40,27 +41,28 @@ def shape(batch: Batch) -> list[tuple[int, int, int, bool]]:
 class TestCells:
     def test_a_slot_comes_back_empty(self) -> None:
         """Releasing gives a slot back with all its cells."""
-        cells = Cells(num_slots=1, cells_per_slot=4)
-        slot = cells.acquire()
-        cells.fill(slot, 3)
-        assert "<Cells [slots 1 used, 0 free | cells 3/4]>" == repr(cells)
-        cells.release(slot)
-        assert (1, 0) == (cells.num_free_slots, cells.num_used)
+        cells = Cells(num_slots=1, cells_per_slot=4, shares=False)
+        slot, shared, operations = cells.acquire([1, 2, 3], "")
+        assert (0, []) == (shared, operations)
+        cells.fill(slot, [1, 2, 3])
+        assert "<Cells [slots 1 held, 0 free | cells 3 held, 0 cached of 4]>" == repr(cells)
+        assert [Trim(slot, 0)] == cells.release(slot)
+        assert (1, 0, 0) == (cells.num_free_slots, cells.num_used, cells.num_cached)
 
     def test_slots_are_different(self) -> None:
         """No two holders share a slot, and there are no more than there are."""
         cells = Cells(num_slots=3, cells_per_slot=4)
-        assert {0, 1, 2} == {cells.acquire() for _ in range(3)}
+        assert {0, 1, 2} == {cells.acquire([1], "")[0] for _ in range(3)}
         with pytest.raises(IndexError):
-            cells.acquire()
+            cells.acquire([1], "")
 
     def test_a_slot_cannot_overflow(self) -> None:
         """A slot has room for one context, and says so before anything is counted."""
         cells = Cells(num_slots=1, cells_per_slot=4)
-        slot = cells.acquire()
-        cells.fill(slot, 4)
+        slot, _, _ = cells.acquire([1, 2, 3, 4], "")
+        cells.fill(slot, [1, 2, 3, 4])
         with pytest.raises(ValueError, match="has 4 cells, not 5"):
-            cells.fill(slot, 1)
+            cells.fill(slot, [5])
         assert 4 == cells.num_used
 
 
@@ -115,11 +117,12 @@ class TestSchedule:
             scheduler.add(sequence)
         assert sequences[:2] == take_step(scheduler).admitted
         assert sequences[2:] == scheduler.waiting
-        assert "<Scheduler [waiting 1 | running 2 | <Cells [slots 2 used, 0 free | cells 2/64]>]>" == repr(
-            scheduler
+        assert (
+            "<Scheduler [waiting 1 | running 2 | <Cells [slots 2 held, 0 free | cells 2 held, 0 cached of 64]>]>"
+            == repr(scheduler)
         )
         slot = sequences[0].slot
-        assert slot == scheduler.remove(sequences[0])
+        assert [Trim(slot or 0, 0)] == scheduler.remove(sequences[0])
         assert [sequences[2]] == scheduler.schedule(8).admitted
         assert slot == sequences[2].slot
 
@@ -142,7 +145,7 @@ class TestSchedule:
             take_step(scheduler, 8)
         expected = [Phase.WAITING, Phase.PREFILL, Phase.DECODE, Phase.DECODE][steps]
         assert expected is sequence.phase
-        assert (None if steps == 0 else 0) == scheduler.remove(sequence)
+        assert ([] if steps == 0 else [Trim(0, 0)]) == scheduler.remove(sequence)
         assert (2, 0) == (scheduler.cells.num_free_slots, scheduler.cells.num_used)
         assert [] == scheduler.waiting + scheduler.running
         assert [] == scheduler.schedule(8).chunks
@@ -209,8 +212,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self._remove(self.alive[data.draw(st.sampled_from(sorted(self.alive)))])
 
     def _remove(self, sequence: Sequence) -> None:
-        slot = sequence.slot
-        assert slot == self.scheduler.remove(sequence)
+        freed = [] if not sequence.num_computed else [Trim(sequence.slot or 0, 0)]
+        assert freed == self.scheduler.remove(sequence)
         del self.alive[sequence.sequence_id]
 
     @invariant()

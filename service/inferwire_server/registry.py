@@ -483,15 +483,16 @@ class Registry:
     # The end.
 
     async def close(self) -> None:
-        """Ends everything: loads, engine processes, tasks."""
-        local = [backend for backend in self.backends() if isinstance(backend, LocalBackend)]
-        await asyncio.gather(*(backend.unload(errors.DrainTimeout("the server ended")) for backend in local))
+        """Ends everything: loads, engine processes, tasks. No stream may hold a model any more."""
         for entry in self._entries.values():
+            if entry.load_task is not None:
+                entry.load_task.cancel()
             if entry.idle_timer is not None:
                 entry.idle_timer.cancel()
+        local = [backend for backend in self.backends() if isinstance(backend, LocalBackend)]
+        await asyncio.gather(*(backend.unload(errors.DrainTimeout("the server ended")) for backend in local))
+        # What is left ends by itself, now that no process and no lease is: unloads, and processes that are reaped.
         while self._tasks:
-            for task in self._tasks:
-                task.cancel()
             await asyncio.wait(list(self._tasks))
 
     def _spawn(self, coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:

@@ -198,6 +198,7 @@ class LocalBackend:
             sequence_id=sequence_id,
             request_id=call.request_id,
             request=request,
+            principal=call.principal,
             time_limit_seconds=call.time_limit_seconds,
             deadline_seconds=call.deadline_seconds,
         )
@@ -283,6 +284,7 @@ class LocalBackend:
     async def _start(self) -> str:
         """Starts the process. Returns the model's path as the process opens it."""
         ours, theirs = socket.socketpair()
+        reader, self._writer = await asyncio.open_connection(sock=ours)
         with theirs, self._file.opened() as (path, file_fds):
             environment = {key: os.environ[key] for key in KEPT_ENVIRONMENT if key in os.environ}
             # Without it ggml starts a debugger on its own process when it aborts.
@@ -299,7 +301,6 @@ class LocalBackend:
                 pass_fds=(theirs.fileno(), *file_fds),
                 env=environment,
             )
-        reader, self._writer = await asyncio.open_connection(sock=ours)
         self._last_report = time.monotonic()
         self._tasks = [
             asyncio.create_task(self._read(reader), name=f"engine {self.model}: read"),
@@ -332,6 +333,8 @@ class LocalBackend:
             )
         )
         # Its socket is closed, so it is ending or of no use.
+        assert self._writer is not None, "read before it was started"
+        self._writer.close()
         self._kill()
         by_itself = self._info is not None and not self._is_unloading
         if by_itself:

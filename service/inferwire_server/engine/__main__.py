@@ -95,7 +95,11 @@ class EngineProcess:
             context_length=config.context_length,
         )
         self._progress(models_pb2.LOAD_STAGE_WARMING_UP, 0.0)
-        cells = Cells(num_slots=config.parallel_sequences, cells_per_slot=config.context_length)
+        cells = Cells(
+            num_slots=config.parallel_sequences,
+            cells_per_slot=config.context_length,
+            shares=runner.shares_cells and not config.deterministic,
+        )
         scheduler = Scheduler(cells=cells, batch_size=config.batch_size)
         budget = StepBudget(
             batch_size=config.batch_size,

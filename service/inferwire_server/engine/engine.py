@@ -87,6 +87,7 @@ class Engine(Generic[SamplerT]):
             if sequence.want_progress:
                 self._start(sequence)
             self._samplers[sequence.sequence_id] = self._new_sampler(sequence)
+        self._runner.arrange(batch.operations)
         if batch.chunks:
             num_prompt_tokens = batch.num_prompt_tokens
             num_decoding = self._scheduler.num_decoding
@@ -95,7 +96,8 @@ class Engine(Generic[SamplerT]):
             except BatchRejected as error:
                 log.error("batch rejected: %s; %r", error, self)
                 for chunk in batch.chunks:
-                    self._fail(chunk.sequence, errors.Internal("the engine could not compute this request"))
+                    failure = errors.Internal("the engine could not compute this request")
+                    self._fail(chunk.sequence, failure, keep_cells=False)
             else:
                 self._scheduler.computed(batch)
                 now = self._clock()
@@ -194,6 +196,7 @@ class Engine(Generic[SamplerT]):
                 # The very last bytes completed a stop text.
                 completion = pb.Completion(finish_reason=pb.FINISH_REASON_STOP_STRING, stop_string=stop)
         completion.usage.prompt_tokens = len(sequence.prompt)
+        completion.usage.cached_prompt_tokens = sequence.num_cached
         completion.usage.completion_tokens = len(sequence.generated)
         completion.timing.CopyFrom(_timing(sequence, now))
         if sequence.want_message:
@@ -205,16 +208,14 @@ class Engine(Generic[SamplerT]):
         self._tell(sequence, pb.StreamCompleteResponse(completion=completion))
         self._drop(sequence)
 
-    def _fail(self, sequence: Sequence, error: errors.ServingError) -> None:
+    def _fail(self, sequence: Sequence, error: errors.ServingError, *, keep_cells: bool = True) -> None:
         self._report(sequence).error.CopyFrom(wire.pack_error(error))
-        self._drop(sequence)
+        self._drop(sequence, keep_cells=keep_cells)
 
-    def _drop(self, sequence: Sequence) -> None:
-        """Frees everything that a sequence holds."""
+    def _drop(self, sequence: Sequence, *, keep_cells: bool = True) -> None:
+        """Frees everything that a sequence holds. Its cells may stay as cache."""
         del self._sequences[sequence.sequence_id]
-        slot = self._scheduler.remove(sequence)
-        if slot is not None:
-            self._runner.clear(slot)
+        self._runner.arrange(self._scheduler.remove(sequence, keep_cells=keep_cells))
         sampler = self._samplers.pop(sequence.sequence_id, None)
         if sampler is not None:
             sampler.close()
@@ -280,6 +281,7 @@ class Engine(Generic[SamplerT]):
             running=len(self._scheduler.running),
             waiting=len(self._scheduler.waiting),
             cells_used=self._scheduler.cells.num_used,
+            cells_cached=self._scheduler.cells.num_cached,
         )
         self._events.clear()
         self._emit(report)

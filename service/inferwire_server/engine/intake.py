@@ -90,6 +90,7 @@ class Intake:
             time_limit=now + command.time_limit_seconds,
             deadline=now + command.deadline_seconds if command.HasField("deadline_seconds") else None,
             priority=request.scheduling.priority,
+            cache_key=f"{command.principal}/{request.scheduling.cache_salt}",
             stop_tokens=frozenset(stopping.stop_token_ids),
             repetition_limit=stopping.repetition_limit,
             ignore_eos=stopping.ignore_eos,

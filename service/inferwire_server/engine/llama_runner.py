@@ -19,6 +19,7 @@ import numpy as np
 from inferwire.v1 import models_pb2
 from inferwire_server import errors
 
+from .cells import CellOperation, Copy
 from .runner import BatchRejected
 from .sampler import LlamaSampler
 from .scheduler import Batch
@@ -247,11 +248,28 @@ class LlamaRunner:
             top = [(int(candidate), float(logits[candidate])) for candidate in best]
         return float(logits[token]), top
 
-    def clear(self, slot: int) -> None:
-        """Empties a slot's cells, and makes sure that they are empty."""
-        llama_cpp.llama_memory_seq_rm(self._memory, slot, -1, -1)
-        if llama_cpp.llama_memory_seq_pos_max(self._memory, slot) != -1:
-            raise RuntimeError(f"slot {slot} could not be cleared")
+    def arrange(self, operations: Iterable[CellOperation]) -> None:
+        """Does operations on cells, in order; see `Runner.arrange`.
+
+        A copy between two slots is a copy between two buffers, which llama.cpp does whole; the tail is cut afterwards.
+        """
+        for operation in operations:
+            target, length = operation.target, operation.length
+            if isinstance(operation, Copy):
+                llama_cpp.llama_memory_seq_rm(self._memory, target, -1, -1)
+                llama_cpp.llama_memory_seq_cp(self._memory, operation.source, target, -1, -1)
+            llama_cpp.llama_memory_seq_rm(self._memory, target, length, -1)
+            if llama_cpp.llama_memory_seq_pos_max(self._memory, target) != length - 1:
+                raise RuntimeError(f"{operation} left other cells than it should")
+
+    @functools.cached_property
+    def shares_cells(self) -> bool:
+        """Whether a sequence's memory can be cut and copied anywhere: not a state that only goes forward, nor a window."""
+        return not (
+            llama_cpp.llama_model_is_recurrent(self._model)
+            or llama_cpp.llama_model_is_hybrid(self._model)
+            or llama_cpp.llama_model_n_swa(self._model) > 0
+        )
 
     def _resolve(self, asked: models_pb2.LoadConfig) -> models_pb2.LoadConfig:
         """Returns the config in force: defaults filled in, impossible values refused."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol, TypeVar
 
+from .cells import CellOperation
 from .scheduler import Batch
 from .sequence import SamplingParams
 
@@ -64,8 +65,8 @@ class Runner(Protocol[SamplerT]):
     def logprobs(self, row: int, token: int, num_top: int) -> tuple[float, list[tuple[int, float]]]:
         """Returns ln p of a token in a row of the last batch, and the `num_top` likeliest tokens, best first."""
 
-    def clear(self, slot: int) -> None:
-        """Empties a slot's cells, and makes sure that they are empty."""
+    def arrange(self, operations: Iterable[CellOperation]) -> None:
+        """Does operations on cells, in order, and makes sure of what they leave."""
 
 
 class BatchRejected(Exception):

@@ -1,7 +1,8 @@
 """Decides which tokens of which sequences go into the next step, and how long a step may be.
 
 Pure: no thread, no clock, no llama. Decode comes first, so that a running stream gets a token in every step; what is left
-of the step's budget goes to prompts, oldest first, cut into chunks.
+of the step's budget goes to prompts, oldest first, cut into chunks. A prompt whose beginning an older one is just computing
+waits for that part and shares it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from .cells import Cells
+from .cells import MIN_SHARED_TOKENS, CellOperation, Cells, common_prefix
 from .sequence import Phase, Sequence
 
 
@@ -26,10 +27,11 @@ class Chunk:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """What one step computes. `admitted` are the sequences that got their slot in this decision."""
+    """What one step computes, after the `operations` on cells. `admitted` got their slot in this decision."""
 
     chunks: list[Chunk]
     admitted: list[Sequence]
+    operations: list[CellOperation] = dataclasses.field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
@@ -69,12 +71,17 @@ class Scheduler:
     def schedule(self, budget: int) -> Batch:
         """Returns the next step: every decoding sequence, and prompt chunks up to `budget` tokens in all."""
         admitted = []
+        operations = []
         while self.waiting and self.cells.num_free_slots:
             sequence = self.waiting.pop(0)
-            sequence.slot = self.cells.acquire()
+            sequence.slot, sequence.num_cached, needed = self.cells.acquire(
+                sequence.prompt, sequence.cache_key
+            )
+            sequence.num_computed = sequence.num_cached
             sequence.phase = Phase.PREFILL
             self.running.append(sequence)
             admitted.append(sequence)
+            operations += needed
 
         chunks = []
         for sequence in self.running:
@@ -84,32 +91,47 @@ class Scheduler:
                     Chunk(sequence, sequence.slot, [token], sequence.num_computed, wants_logits=True)
                 )
         left = min(max(budget, len(chunks) + 1), self._batch_size) - len(chunks)
-        for sequence in self.running:
+        for place, sequence in enumerate(self.running):
             if sequence.phase is Phase.PREFILL and sequence.slot is not None and left > 0:
+                if sequence.num_computed == sequence.num_cached:
+                    if self._is_computed_by(self.running[:place], sequence):
+                        continue
+                    sequence.num_cached, needed = self.cells.share(sequence.slot, sequence.prompt)
+                    sequence.num_computed = sequence.num_cached
+                    operations += needed
                 begin = sequence.num_computed
                 tokens = sequence.prompt[begin : begin + left]
                 last = begin + len(tokens) == len(sequence.prompt)
                 chunks.append(Chunk(sequence, sequence.slot, tokens, begin, wants_logits=last))
                 left -= len(tokens)
-        return Batch(chunks, admitted)
+        return Batch(chunks, admitted, operations)
+
+    def _is_computed_by(self, older: list[Sequence], sequence: Sequence) -> bool:
+        """Whether an older sequence is computing tokens that this one could share, so that waiting is cheaper."""
+        most = len(sequence.prompt) - 1
+        for other in older:
+            if other.phase is Phase.PREFILL and other.cache_key == sequence.cache_key and self.cells.shares:
+                shared = min(common_prefix(other.prompt, sequence.prompt), most)
+                if shared > max(other.num_computed, sequence.num_computed + MIN_SHARED_TOKENS - 1):
+                    return True
+        return False
 
     def computed(self, batch: Batch) -> None:
         """Counts a batch's tokens as computed; a prompt that is read whole turns to decoding."""
         for chunk in batch.chunks:
-            self.cells.fill(chunk.slot, len(chunk.tokens))
+            self.cells.fill(chunk.slot, chunk.tokens)
             chunk.sequence.num_computed += len(chunk.tokens)
             if chunk.sequence.phase is Phase.PREFILL and chunk.sequence.num_prompt_left == 0:
                 chunk.sequence.phase = Phase.DECODE
 
-    def remove(self, sequence: Sequence) -> int | None:
-        """Takes a sequence out, whatever it was doing. Returns the slot to clear, if it held one."""
+    def remove(self, sequence: Sequence, *, keep_cells: bool = True) -> list[CellOperation]:
+        """Takes a sequence out, whatever it was doing. Returns what is to be done to the cells that it held."""
         if sequence.slot is None:
             self.waiting.remove(sequence)
-            return None
+            return []
         self.running.remove(sequence)
         slot, sequence.slot = sequence.slot, None
-        self.cells.release(slot)
-        return slot
+        return self.cells.release(slot, keep=keep_cells)
 
 
 class StepBudget:

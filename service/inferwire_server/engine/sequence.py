@@ -74,6 +74,7 @@ class Sequence:
     time_limit: float
     deadline: float | None = None
     priority: int = 0
+    cache_key: str = ""
     stop_tokens: frozenset[int] = frozenset()
     repetition_limit: int = 0
     ignore_eos: bool = False
@@ -86,6 +87,7 @@ class Sequence:
     phase: Phase = Phase.WAITING
     slot: int | None = None
     num_computed: int = 0
+    num_cached: int = 0
 
     generated: list[int] = dataclasses.field(default_factory=list)
     answer: list[str] = dataclasses.field(default_factory=list)

@@ -40,18 +40,20 @@ class LoadCommand(_message.Message):
     def __init__(self, path: _Optional[str] = ..., model: _Optional[str] = ..., instance_id: _Optional[str] = ..., config: _Optional[_Union[_models_pb2.LoadConfig, _Mapping]] = ..., max_decode_step_seconds: _Optional[float] = ..., max_prefill_step_seconds: _Optional[float] = ..., max_prompt_bytes: _Optional[int] = ...) -> None: ...
 
 class SubmitCommand(_message.Message):
-    __slots__ = ("sequence_id", "request_id", "request", "deadline_seconds", "time_limit_seconds")
+    __slots__ = ("sequence_id", "request_id", "request", "deadline_seconds", "time_limit_seconds", "principal")
     SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     TIME_LIMIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PRINCIPAL_FIELD_NUMBER: _ClassVar[int]
     sequence_id: int
     request_id: str
     request: _inference_pb2.CompleteRequest
     deadline_seconds: float
     time_limit_seconds: float
-    def __init__(self, sequence_id: _Optional[int] = ..., request_id: _Optional[str] = ..., request: _Optional[_Union[_inference_pb2.CompleteRequest, _Mapping]] = ..., deadline_seconds: _Optional[float] = ..., time_limit_seconds: _Optional[float] = ...) -> None: ...
+    principal: str
+    def __init__(self, sequence_id: _Optional[int] = ..., request_id: _Optional[str] = ..., request: _Optional[_Union[_inference_pb2.CompleteRequest, _Mapping]] = ..., deadline_seconds: _Optional[float] = ..., time_limit_seconds: _Optional[float] = ..., principal: _Optional[str] = ...) -> None: ...
 
 class CancelCommand(_message.Message):
     __slots__ = ("sequence_id",)
@@ -94,16 +96,18 @@ class LoadedReport(_message.Message):
     def __init__(self, model: _Optional[_Union[_models_pb2.Model, _Mapping]] = ...) -> None: ...
 
 class StepReport(_message.Message):
-    __slots__ = ("sequences", "running", "waiting", "cells_used")
+    __slots__ = ("sequences", "running", "waiting", "cells_used", "cells_cached")
     SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     CELLS_USED_FIELD_NUMBER: _ClassVar[int]
+    CELLS_CACHED_FIELD_NUMBER: _ClassVar[int]
     sequences: _containers.RepeatedCompositeFieldContainer[SequenceEvents]
     running: int
     waiting: int
     cells_used: int
-    def __init__(self, sequences: _Optional[_Iterable[_Union[SequenceEvents, _Mapping]]] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., cells_used: _Optional[int] = ...) -> None: ...
+    cells_cached: int
+    def __init__(self, sequences: _Optional[_Iterable[_Union[SequenceEvents, _Mapping]]] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., cells_used: _Optional[int] = ..., cells_cached: _Optional[int] = ...) -> None: ...
 
 class SequenceEvents(_message.Message):
     __slots__ = ("sequence_id", "events", "error", "generated_tokens")
