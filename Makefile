@@ -10,7 +10,7 @@ SETUP = $(PYTHON) tools/setup_env.py
 BIN = .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test setup lint format types generate check-generate bench-stream train lock clean
+.PHONY: help serve test setup lint format types generate check-generate bench-stream bench-cancel train lock clean
 
 help: ## Show this list
 	@echo "make TARGET [ADDRESS=$(ADDRESS)] [ARGS='more arguments'] [PYTHON=python3.12]"
@@ -54,6 +54,10 @@ check-generate: .venv-generate/stamp ## Check that the generated code is fresh
 bench-stream: ## Measure what a streamed event costs, beside a bare grpc.aio stream (minutes)
 	@$(SETUP) --dev
 	$(BIN)/python -m bench.stream $(ARGS)
+
+bench-cancel: ## Measure how soon a cancel frees what a request held
+	@$(SETUP) --dev
+	$(BIN)/python -m bench.cancel $(ARGS)
 
 train: ## Train the demo model from nothing (ARGS goes to training.train)
 	@$(SETUP) --train

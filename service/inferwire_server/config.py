@@ -88,6 +88,7 @@ class Settings(_Frozen, frozen=True):
     lame_duck_seconds: NotNegative = 5.0
     drain_seconds: NotNegative = 25.0
     max_completion_seconds: Positive = 600.0
+    write_stall_seconds: Positive = 30.0
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     engine: EngineSettings = EngineSettings()

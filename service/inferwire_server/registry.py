@@ -63,6 +63,11 @@ class Instance:
     backend: Backend
     num_leases: int = 0
 
+    @property
+    def local(self) -> LocalBackend | None:
+        """The backend, if it is one that this server loads and unloads."""
+        return self.backend if isinstance(self.backend, LocalBackend) else None
+
 
 @dataclasses.dataclass(eq=False)
 class Entry:
@@ -391,8 +396,8 @@ class Registry:
     def _restart(self, entry: Entry) -> None:
         """Starts a model's engine again after it ended by itself, unless it does so too often."""
         crashed, entry.instance = entry.instance, None
-        if isinstance(crashed, Instance) and isinstance(crashed.backend, LocalBackend):
-            _ = self._spawn(crashed.backend.unload(), f"reap {entry.name}")
+        if crashed is not None and crashed.local is not None:
+            _ = self._spawn(crashed.local.unload(), f"reap {entry.name}")
         if entry.state != models_pb2.MODEL_STATE_READY or entry.spec is None:
             return
         now = time.monotonic()
@@ -422,7 +427,7 @@ class Registry:
         entry = self._entries.get(name)
         if entry is None or entry.state == models_pb2.MODEL_STATE_UNLOADED:
             return models_pb2.UnloadResponse(was_loaded=False)
-        if isinstance(entry.instance, Instance) and not isinstance(entry.instance.backend, LocalBackend):
+        if entry.instance is not None and entry.instance.local is None:
             raise errors.UnsupportedByBackend(
                 "the model's backend does not unload",
                 metadata={"model": name, "backend": entry.instance.backend.id},
@@ -476,8 +481,8 @@ class Registry:
                 break
             await self.changes.after(self.changes.revision, timeout_seconds=left)
         num_ended = instance.num_leases
-        if isinstance(instance.backend, LocalBackend):
-            await instance.backend.unload()
+        if instance.local is not None:
+            await instance.local.unload()
         return num_ended
 
     # The end.
@@ -489,8 +494,9 @@ class Registry:
                 entry.load_task.cancel()
             if entry.idle_timer is not None:
                 entry.idle_timer.cancel()
-        local = [backend for backend in self.backends() if isinstance(backend, LocalBackend)]
-        await asyncio.gather(*(backend.unload(errors.DrainTimeout("the server ended")) for backend in local))
+        ended = errors.DrainTimeout("the server ended")
+        local = [entry.instance.local for entry in self._entries.values() if entry.instance]
+        await asyncio.gather(*(backend.unload(ended) for backend in local if backend))
         # What is left ends by itself, now that no process and no lease is: unloads, and processes that are reaped.
         while self._tasks:
             await asyncio.wait(list(self._tasks))
@@ -519,9 +525,10 @@ class Registry:
     def _describe(self, entry: Entry) -> models_pb2.Model:
         model = models_pb2.Model()
         backend = entry.instance.backend if entry.instance else None
-        if isinstance(backend, LocalBackend):
-            model.CopyFrom(backend.model_info)
-            model.memory_bytes = _resident_bytes(backend.pid)
+        local = entry.instance.local if entry.instance else None
+        if local is not None:
+            model.CopyFrom(local.model_info)
+            model.memory_bytes = _resident_bytes(local.pid)
         elif backend is not None:
             model.capabilities.CopyFrom(backend.capabilities)
         model.name = entry.name

@@ -28,6 +28,7 @@ from inferwire_server.changes import Changes
 log = structlog.get_logger()
 
 REQUEST_ID_KEY = "x-request-id"
+ABORT_SECONDS = 5.0
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
@@ -47,7 +48,14 @@ class Context:
         self.call: Call | None = None
         self.end: errors.ServingError | None = None
         self.task = asyncio.current_task()
+        self.writing_since: float | None = None
         self.fields: dict[str, str | int | float] = {}
+
+    def end_with(self, error: errors.ServingError) -> None:
+        """Ends the call with `error`, whatever it waits for. The first end counts."""
+        if self.end is None and self.task is not None:
+            self.end = error
+            self.task.cancel()
 
     def note(self, **fields: str | float) -> None:
         """Adds fields to the call's log line: ids, counts and durations, never what a caller wrote."""
@@ -73,9 +81,16 @@ class Gate:
     def end_calls(self, error: errors.ServingError) -> None:
         """Ends every running call with `error`, whatever it waits for."""
         for context in self._running:
-            if context.end is None and context.task is not None:
-                context.end = error
-                context.task.cancel()
+            context.end_with(error)
+
+    async def end_slow_readers(self, write_stall_seconds: float) -> None:
+        """Ends calls whose caller has not read for so long, until it is cancelled itself."""
+        while True:
+            await asyncio.sleep(min(1.0, write_stall_seconds / 4))
+            limit = time.monotonic() - write_stall_seconds
+            for context in self._running:
+                if context.writing_since is not None and context.writing_since < limit:
+                    context.end_with(errors.ClientTooSlow("the caller did not read for the server's limit"))
 
     @contextlib.contextmanager
     def entered(self, context: Context) -> Iterator[None]:
@@ -126,13 +141,22 @@ def _stream(
                 async with contextlib.aclosing(function(_parse(method, data), context)) as responses:
                     async for response in responses:
                         written.started = True
-                        await grpc_context.write(response)
+                        context.writing_since = time.monotonic()
+                        try:
+                            await grpc_context.write(response)
+                        except grpc.aio.InternalError as error:
+                            raise _PeerGone from error
+                        context.writing_since = None
 
     return grpc.unary_stream_rpc_method_handler(call, response_serializer=_serialize)
 
 
 class _Written:
     started = False
+
+
+class _PeerGone(Exception):
+    """A message could not be written: the call is over, and nobody is left to be told."""
 
 
 @contextlib.asynccontextmanager
@@ -156,6 +180,9 @@ async def _boundary(
             # The server ended the call. Left alone, such a call would never get a status.
             context.task.uncancel()
             failure = context.end
+        except _PeerGone:
+            code, reason = _cancelled(context)
+            return
         except Exception:
             error_id = secrets.token_hex(8)
             log.exception("internal_error", error_id=error_id, method=context.method, id=context.request_id)
@@ -173,7 +200,9 @@ async def _boundary(
         tokens_emitted = context.call.tokens_emitted if context.call else None
         told = status.of(failure, started=written.started, tokens_emitted=tokens_emitted)
         code, reason = told.code, failure.reason
-        await grpc_context.abort(told.code, told.message, told.trailing_metadata)
+        # Behind messages that a caller does not read, the status may wait for ever; all that the call held is free.
+        async with asyncio.timeout(ABORT_SECONDS):
+            await grpc_context.abort(told.code, told.message, told.trailing_metadata)
     finally:
         log.info(
             "rpc",

@@ -117,7 +117,12 @@ class Server:
         except RuntimeError as error:
             raise AddressInUse(f"cannot listen on {settings.address}: is another server there?") from error
         await self._server.start()
-        self._tasks = [asyncio.create_task(self.health.run(), name="health")]
+        self._tasks = [
+            asyncio.create_task(self.health.run(), name="health"),
+            asyncio.create_task(
+                self.gate.end_slow_readers(settings.write_stall_seconds), name="slow readers"
+            ),
+        ]
         for name in self._to_load:
             self.registry.begin_load(models_pb2.LoadRequest(model=name))
 

@@ -40,6 +40,7 @@ class Occupancy:
     """How busy a backend is."""
 
     streams_in_flight: int = 0
+    sequences_running: int = 0
     queue_length: int = 0
     parallel_sequences: int = 0
     queue_capacity: int = 0

@@ -174,6 +174,7 @@ class LocalBackend:
         """How busy it is, as of the last step."""
         return Occupancy(
             streams_in_flight=len(self._mailboxes),
+            sequences_running=self._last_step.running,
             queue_length=self._last_step.waiting,
             parallel_sequences=self._info.config.parallel_sequences if self._info else 0,
             queue_capacity=self._settings.queue_capacity,
