@@ -7,6 +7,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from inferwire.v1 import inference_pb2 as pb
 from inferwire_server.engine import sequence as engine_sequence
 from inferwire_server.engine.cells import CellOperation, Cells, Copy, Trim
@@ -132,7 +135,7 @@ class FakeRunner:
     def new_sampler(self, sampling: SamplingParams, *, forbidden: Iterable[int] = ()) -> FakeSampler:
         return FakeSampler(self.samplers, forbidden)
 
-    def sample(self, row: int, sampler: FakeSampler) -> int:
+    def sample(self, row: int, sampler: FakeSampler, mask: npt.NDArray[np.int32] | None = None) -> int:
         assert sampler in self.samplers, "a closed sampler draws nothing"
         assert row >= 0, "a chunk without logits has nothing to draw from"
         token = self.next_token(self._rows[row])

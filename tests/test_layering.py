@@ -74,6 +74,7 @@ def server(*names: str) -> list[str]:
         ),
         (["httpx"], server("backends")),
         (["llama_cpp"], server("engine.llama_runner", "engine.sampler", "engine.grammar")),
+        (["llguidance"], server("engine.grammar")),
         (["click", "rich"], server("cli")),
         (["jinja2"], server("engine.chat")),
     ],

@@ -200,7 +200,6 @@ async def test_questions_about_the_server():
 @pytest.mark.parametrize(
     ("change", "field"),
     [
-        (lambda r: r.response_format.json_object.SetInParent(), "response_format"),
         (lambda r: r.chat.tools.add(name="f"), "chat.tools"),
         (lambda r: setattr(r.chat.reasoning, "enabled", True), "chat.reasoning"),
         (

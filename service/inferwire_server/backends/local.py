@@ -241,8 +241,6 @@ class LocalBackend:
         """Refuses what the engine cannot honour; nothing is dropped."""
         violations = []
         chat = request.chat
-        if request.HasField("response_format"):
-            violations.append(("response_format", "local models do not constrain answers yet"))
         if chat.tools or chat.HasField("tool_choice") or chat.HasField("parallel_tool_calls"):
             violations.append(("chat.tools", "local models do not call tools yet"))
         if chat.HasField("reasoning"):

@@ -67,6 +67,7 @@ class EngineProcess:
     def _load(self, command: engine_pb2.LoadCommand) -> Engine[LlamaSampler]:
         self._progress(models_pb2.LOAD_STAGE_READING, 0.0)
         # Imported late: the gateway sees the process start at once, and the import takes a while.
+        from .grammar import GrammarCompiler
         from .llama_runner import LlamaRunner
 
         size = pathlib.Path(command.path).stat().st_size
@@ -93,6 +94,7 @@ class EngineProcess:
             vocabulary=vocabulary,
             template=template,
             context_length=config.context_length,
+            compile_grammar=GrammarCompiler(vocabulary.handle, end_tokens=vocabulary.end_tokens()).compile,
         )
         self._progress(models_pb2.LOAD_STAGE_WARMING_UP, 0.0)
         cells = Cells(
@@ -120,6 +122,7 @@ class EngineProcess:
         model.capabilities.prompt = True
         model.capabilities.chat = template is not None
         model.capabilities.logprobs = True
+        model.capabilities.structured_output = True
         model.capabilities.tokens = True
         self._send(engine_pb2.Report(loaded=engine_pb2.LoadedReport(model=model)))
         return self._engine
@@ -156,8 +159,9 @@ class EngineProcess:
         assert self._engine is not None, "submitted before the model was loaded"
         try:
             self._engine.submit(self._intake.sequence(command))
-        except errors.ServingError as error:
-            events = engine_pb2.SequenceEvents(sequence_id=command.sequence_id, error=wire.pack_error(error))
+        except Exception as error:  # noqa: BLE001  a defect at the door is this request's alone
+            failure = wire.pack_error(_told(error))
+            events = engine_pb2.SequenceEvents(sequence_id=command.sequence_id, error=failure)
             self._send(engine_pb2.Report(refused=events))
 
     def _answer(self, query: engine_pb2.QueryCommand) -> engine_pb2.AnswerReport:
@@ -171,8 +175,8 @@ class EngineProcess:
                     answer.tokenize.CopyFrom(self._intake.tokenize(query.tokenize))
                 case "detokenize":
                     answer.detokenize.CopyFrom(self._intake.detokenize(query.detokenize))
-        except errors.ServingError as error:
-            answer.error.CopyFrom(wire.pack_error(error))
+        except Exception as error:  # noqa: BLE001  as above
+            answer.error.CopyFrom(wire.pack_error(_told(error)))
         return answer
 
     # Both threads.
@@ -193,6 +197,14 @@ class EngineProcess:
                 self._connection.sendall(data)
             except OSError:
                 os._exit(0)
+
+
+def _told(error: Exception) -> errors.ServingError:
+    """Returns what is told of a failed request. A defect at the door is that request's alone."""
+    if isinstance(error, errors.ServingError):
+        return error
+    log.error("the intake failed", exc_info=error)
+    return errors.Internal("internal error", detail=repr(error))
 
 
 def _warm_up_sequence(num_tokens: int) -> Sequence:

@@ -152,7 +152,14 @@ class Engine(Generic[SamplerT]):
             if sequence.max_tokens == 0:
                 self._finish(sequence, pb.Completion(finish_reason=pb.FINISH_REASON_LENGTH), now)
                 return
-        token = self._runner.sample(row, self._samplers[sequence.sequence_id])
+        sampler, constraint = self._samplers[sequence.sequence_id], sequence.constraint
+        try:
+            token = self._runner.sample(row, sampler, constraint.mask() if constraint else None)
+            if constraint is not None:
+                constraint.accept(token)
+        except errors.GrammarTooComplex as error:
+            self._fail(sequence, error)
+            return
         self._take_token(sequence, row, token)
         end = self._end_of(sequence, token)
         if end is not None:
@@ -181,6 +188,8 @@ class Engine(Generic[SamplerT]):
         self._tell_text(sequence, sequence.text.push(vocabulary.piece(token)))
         if sequence.text.stop is not None:
             return pb.Completion(finish_reason=pb.FINISH_REASON_STOP_STRING, stop_string=sequence.text.stop)
+        if sequence.constraint is not None and sequence.constraint.is_complete:
+            return pb.Completion(finish_reason=pb.FINISH_REASON_STOP)
         if sequence.repetition_limit and sequence.num_repeats >= sequence.repetition_limit:
             return pb.Completion(finish_reason=pb.FINISH_REASON_REPETITION)
         if len(sequence.generated) >= sequence.max_tokens:

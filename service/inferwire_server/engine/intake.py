@@ -19,7 +19,7 @@ from inferwire_server import errors
 
 from .chat.template import ChatTemplate
 from .detokenizer import TextStream
-from .runner import Vocabulary
+from .runner import Constraint, Vocabulary
 from .sequence import SamplingParams, Sequence
 from .v1 import engine_pb2
 
@@ -42,6 +42,7 @@ class Intake:
         vocabulary: Vocabulary,
         template: ChatTemplate | None,
         context_length: int,
+        compile_grammar: Callable[[pb.ResponseFormat], Constraint] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._model = model
@@ -49,6 +50,7 @@ class Intake:
         self._vocabulary = vocabulary
         self._template = template
         self._context_length = context_length
+        self._compile_grammar = compile_grammar
         self._clock = clock
 
     def sequence(self, command: engine_pb2.SubmitCommand) -> Sequence:
@@ -70,6 +72,7 @@ class Intake:
             )
         max_tokens = min(stopping.max_tokens, room) if stopping.HasField("max_tokens") else room
         self._check_tokens(request)
+        constraint = self._constraint(request)
         in_force = resolve_sampling(request.sampling)
         started = pb.Started(
             id=command.request_id,
@@ -94,6 +97,7 @@ class Intake:
             stop_tokens=frozenset(stopping.stop_token_ids),
             repetition_limit=stopping.repetition_limit,
             ignore_eos=stopping.ignore_eos,
+            constraint=constraint,
             want_logprobs=request.output.logprobs,
             num_top_logprobs=request.output.top_logprobs,
             want_progress=request.output.progress,
@@ -143,6 +147,18 @@ class Intake:
         return pb.CountTokensResponse(
             model=self._model, tokens=len(self.prompt_tokens(request)), context_length=self._context_length
         )
+
+    def _constraint(self, request: pb.CompleteRequest) -> Constraint | None:
+        """Returns the constraint that a request asks for; never None when it asks for one."""
+        if not request.HasField("response_format"):
+            return None
+        if self._compile_grammar is None:
+            raise errors.UnsupportedByBackend(
+                "the model's answers cannot be constrained",
+                metadata={"model": self._model, "backend": "local"},
+                violations=[("response_format", "is not supported by this model")],
+            )
+        return self._compile_grammar(request.response_format)
 
     def _check_tokens(self, request: pb.CompleteRequest) -> None:
         self._check_ids("sampling.logit_bias", request.sampling.logit_bias)

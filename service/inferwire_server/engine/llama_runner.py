@@ -15,6 +15,7 @@ from typing import Any
 
 import llama_cpp
 import numpy as np
+import numpy.typing as npt
 
 from inferwire.v1 import models_pb2
 from inferwire_server import errors
@@ -230,14 +231,22 @@ class LlamaRunner:
             forbidden=forbidden,
         )
 
-    def sample(self, row: int, sampler: LlamaSampler) -> int:
-        """Draws a token from a row of the last batch, and tells the sampler."""
+    def sample(self, row: int, sampler: LlamaSampler, mask: npt.NDArray[np.int32] | None = None) -> int:
+        """Draws a token from a row of the last batch, and tells the sampler; see `Runner.sample`."""
+        if mask is not None:
+            allowed = np.unpackbits(mask.view(np.uint8), bitorder="little", count=self.vocabulary.num_tokens)
+            logits, forbidden = self._logits(row), allowed == 0
+            kept = logits[forbidden]
+            logits[forbidden] = -np.inf
+            try:
+                return self.sample(row, sampler)
+            finally:
+                logits[forbidden] = kept  # log probabilities are told as they were before any choice
         return int(llama_cpp.llama_sampler_sample(sampler.chain, self._context, row))
 
     def logprobs(self, row: int, token: int, num_top: int) -> tuple[float, list[tuple[int, float]]]:
         """Returns ln softmax in float64; see `Runner.logprobs`."""
-        pointer = llama_cpp.llama_get_logits_ith(self._context, row)
-        logits = np.ctypeslib.as_array(pointer, shape=(self.vocabulary.num_tokens,)).astype(np.float64)
+        logits = self._logits(row).astype(np.float64)
         logits -= logits.max()
         logits -= np.log(np.exp(logits).sum())
         top: list[tuple[int, float]] = []
@@ -247,6 +256,11 @@ class LlamaRunner:
             best = best[np.argsort(-logits[best], kind="stable")]
             top = [(int(candidate), float(logits[candidate])) for candidate in best]
         return float(logits[token]), top
+
+    def _logits(self, row: int) -> npt.NDArray[np.float32]:
+        """Returns a row's logits [vocabulary] as llama.cpp holds them: a view, not a copy."""
+        pointer = llama_cpp.llama_get_logits_ith(self._context, row)
+        return np.ctypeslib.as_array(pointer, shape=(self.vocabulary.num_tokens,))
 
     def arrange(self, operations: Iterable[CellOperation]) -> None:
         """Does operations on cells, in order; see `Runner.arrange`.

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
 from .cells import CellOperation
 from .scheduler import Batch
 from .sequence import SamplingParams
@@ -40,6 +43,20 @@ class Sampler(Protocol):
         """Frees it. It must not be used again."""
 
 
+class Constraint(Protocol):
+    """What an answer may be. Raises errors.GrammarTooComplex when it cannot say so within its limits."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing may follow any more."""
+
+    def mask(self) -> npt.NDArray[np.int32]:
+        """Returns the tokens that may come next, a bit each, the lowest first. Valid until the next call."""
+
+    def accept(self, token: int) -> None:
+        """Takes the token that came."""
+
+
 SamplerT = TypeVar("SamplerT", bound=Sampler)
 
 
@@ -59,8 +76,8 @@ class Runner(Protocol[SamplerT]):
     def new_sampler(self, sampling: SamplingParams, *, forbidden: Iterable[int] = ()) -> SamplerT:
         """Returns a sampler that never draws the `forbidden` tokens."""
 
-    def sample(self, row: int, sampler: SamplerT) -> int:
-        """Draws a token from a row of the last batch."""
+    def sample(self, row: int, sampler: SamplerT, mask: npt.NDArray[np.int32] | None = None) -> int:
+        """Draws a token from a row of the last batch, and only one that the mask allows."""
 
     def logprobs(self, row: int, token: int, num_top: int) -> tuple[float, list[tuple[int, float]]]:
         """Returns ln p of a token in a row of the last batch, and the `num_top` likeliest tokens, best first."""

@@ -8,10 +8,14 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from inferwire.v1 import inference_pb2 as pb
 
 from .detokenizer import TextStream
+
+if TYPE_CHECKING:
+    from .runner import Constraint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +82,7 @@ class Sequence:
     stop_tokens: frozenset[int] = frozenset()
     repetition_limit: int = 0
     ignore_eos: bool = False
+    constraint: Constraint | None = None
     want_logprobs: bool = False
     num_top_logprobs: int = 0
     want_progress: bool = False
