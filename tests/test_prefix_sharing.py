@@ -127,7 +127,7 @@ def test_a_rejected_batch_is_not_kept_as_cache() -> None:
     assert 0 == usage(bench, 2).cached_prompt_tokens
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(seed=st.integers(0, 1 << 32), num_slots=st.integers(1, 4), batch_size=st.integers(4, 24))
 def test_sharing_changes_no_answer(seed: int, num_slots: int, batch_size: int) -> None:
     """Random prompts that share beginnings, keys, cancels and orders: every answer is that of a run alone.
