@@ -36,7 +36,6 @@ class Context:
     """What a servicer may know of a call."""
 
     def __init__(self, context: grpc.aio.ServicerContext[Any, Any], method: str) -> None:
-        self._context = context
         self.method = method
         self.begin = time.monotonic()
         # The types say float, but a call without a deadline has None.
