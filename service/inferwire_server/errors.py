@@ -66,6 +66,7 @@ The leaves are raised, one for each value of the contract's ErrorReason, whose n
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 
 class ServingError(Exception):
@@ -93,6 +94,16 @@ class ServingError(Exception):
         self.violations = tuple(violations)
         self.retry_delay_seconds = retry_delay_seconds
         self.detail = detail
+
+    def copy(self) -> Self:
+        """Returns an equal failure for another caller: one that is raised twice would gather both tracebacks."""
+        return type(self)(
+            self.message,
+            metadata=self.metadata,
+            violations=self.violations,
+            retry_delay_seconds=self.retry_delay_seconds,
+            detail=self.detail,
+        )
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.reason} {self.message!r}>"

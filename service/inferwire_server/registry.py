@@ -245,14 +245,7 @@ class Registry:
             raise errors.LoadCancelled("the load was stopped", metadata={"model": name})
         failure = task.exception()
         if isinstance(failure, errors.ServingError):
-            # A copy, because each caller's status adds its own metadata.
-            raise type(failure)(
-                failure.message,
-                metadata=failure.metadata,
-                violations=failure.violations,
-                retry_delay_seconds=failure.retry_delay_seconds,
-                detail=failure.detail,
-            )
+            raise failure.copy()
         if failure is not None:
             raise failure
 

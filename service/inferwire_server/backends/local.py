@@ -274,9 +274,9 @@ class LocalBackend:
         return report
 
     def _failure(self) -> errors.ServingError:
-        """Returns a copy of the failure, because an exception that is raised twice keeps both tracebacks."""
+        """Returns the failure that ended the process, for one of those who waited for it."""
         assert self._end is not None, "asked for the end of a process that runs"
-        return type(self._end)(self._end.message, metadata=self._end.metadata)
+        return self._end.copy()
 
     # The process.
 
