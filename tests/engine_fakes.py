@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,11 @@ import numpy.typing as npt
 
 from inferwire.v1 import inference_pb2 as pb
 from inferwire_server.engine import sequence as engine_sequence
-from inferwire_server.engine.cells import CellOperation, Cells, Copy, Trim
+from inferwire_server.engine.cells import CellOperation, Cells, Copy, Sharing, Trim
 from inferwire_server.engine.detokenizer import TextStream
 from inferwire_server.engine.engine import Engine
 from inferwire_server.engine.runner import BatchRejected
-from inferwire_server.engine.scheduler import Batch, Scheduler, StepBudget
+from inferwire_server.engine.scheduler import Batch, Chunk, Scheduler, StepBudget
 from inferwire_server.engine.sequence import SamplingParams
 from inferwire_server.engine.v1 import engine_pb2
 
@@ -116,14 +116,11 @@ class FakeRunner:
         self._token_seconds = token_seconds
         self._rows: list[list[int]] = []
 
-    def decode(self, batch: Batch) -> list[int]:
-        if self.rejects(batch):
-            raise BatchRejected("not this one")
-        self.batches.append(batch)
-        self._clock.now += self._step_seconds + self._token_seconds * batch.num_tokens
+    def decode(self, chunks: Sequence[Chunk]) -> list[int]:
+        self._take(chunks)
         self._rows = []
         rows = []
-        for chunk in batch.chunks:
+        for chunk in chunks:
             cells = self.slots[chunk.slot]
             assert chunk.position == len(cells), "positions of a slot follow one another"
             cells += chunk.tokens
@@ -132,7 +129,24 @@ class FakeRunner:
                 self._rows.append(list(cells))
         return rows
 
-    def new_sampler(self, sampling: SamplingParams, *, forbidden: Iterable[int] = ()) -> FakeSampler:
+    def embed(self, chunks: Sequence[Chunk]) -> list[npt.NDArray[np.float32]]:
+        self._take(chunks)
+        vectors = []
+        for chunk in chunks:
+            cells = self.slots[chunk.slot]
+            assert chunk.position == len(cells), "positions of a slot follow one another"
+            cells += chunk.tokens
+            vectors.append(np.array([[token, 1.0] for token in chunk.tokens], dtype=np.float32))
+        return vectors
+
+    def _take(self, chunks: Sequence[Chunk]) -> None:
+        batch = Batch(list(chunks))
+        if self.rejects(batch):
+            raise BatchRejected("not this one")
+        self.batches.append(batch)
+        self._clock.now += self._step_seconds + self._token_seconds * batch.num_tokens
+
+    def new_sampler(self, sampling: SamplingParams, *, forbidden: Collection[int] = ()) -> FakeSampler:
         return FakeSampler(self.samplers, forbidden)
 
     def sample(self, row: int, sampler: FakeSampler, mask: npt.NDArray[np.int32] | None = None) -> int:
@@ -186,7 +200,8 @@ class Bench:
         *,
         num_slots: int = 2,
         batch_size: int = 16,
-        shares: bool = False,
+        sharing: Sharing = Sharing.NONE,
+        num_cells: int | None = None,
         step_seconds: float = 0.0,
         token_seconds: float = 0.0,
     ) -> None:
@@ -195,7 +210,9 @@ class Bench:
             self.clock, next_token, step_seconds=step_seconds, token_seconds=token_seconds
         )
         self.scheduler = Scheduler(
-            cells=Cells(num_slots=num_slots, cells_per_slot=CONTEXT_LENGTH, shares=shares),
+            cells=Cells(
+                num_slots=num_slots, cells_per_slot=CONTEXT_LENGTH, num_cells=num_cells, sharing=sharing
+            ),
             batch_size=batch_size,
         )
         self.reports: list[engine_pb2.StepReport] = []

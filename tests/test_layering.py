@@ -73,7 +73,7 @@ def server(*names: str) -> list[str]:
             ],
         ),
         (["httpx"], server("backends")),
-        (["llama_cpp"], server("engine.llama_runner", "engine.sampler", "engine.grammar")),
+        (["llama_cpp"], server("engine.llama_model", "engine.llama_runner", "engine.sampler")),
         (["llguidance"], server("engine.grammar")),
         (["click", "rich"], server("cli")),
         (["jinja2"], server("engine.chat")),

@@ -17,12 +17,14 @@ import pytest
 
 from inferwire.v1 import models_pb2
 from inferwire_server import errors
-from inferwire_server.engine import llama_runner
+from inferwire_server.engine import host, llama_model
 from inferwire_server.engine.cells import Trim
 from inferwire_server.engine.detokenizer import TextStream
-from inferwire_server.engine.llama_runner import LlamaRunner, available_memory_bytes, num_usable_cores
+from inferwire_server.engine.host import available_memory_bytes, num_usable_cores
+from inferwire_server.engine.llama_model import LlamaModel
+from inferwire_server.engine.llama_runner import LlamaRunner
 from inferwire_server.engine.runner import BatchRejected
-from inferwire_server.engine.scheduler import Batch, Chunk
+from inferwire_server.engine.scheduler import Chunk
 from inferwire_server.engine.sequence import SamplingParams, Sequence
 from inferwire_server.models import demo_model_path
 from tests.models import tiny
@@ -83,7 +85,7 @@ def chunk(slot: int, tokens: Tokens[int], position: int = 0, *, wants_logits: bo
 
 def decode(runner: LlamaRunner, *chunks: Chunk) -> list[Logits | None]:
     """Computes a batch. Returns a copy of each chunk's logits, None where none were wanted."""
-    rows = runner.decode(Batch(list(chunks), []))
+    rows = runner.decode(chunks)
     return [None if row < 0 else logits_of(runner, row) for row in rows]
 
 
@@ -161,7 +163,7 @@ def test_a_prompt_and_decoding_sequences_share_a_batch(demo: LlamaRunner) -> Non
     expected_prompt = prefill(demo, 1, other)
     prefill(demo, 2, one)
     rows = demo.decode(
-        Batch([chunk(3, other[:3], wants_logits=False), chunk(2, [5], len(one)), chunk(3, other[3:], 3)], [])
+        [chunk(3, other[:3], wants_logits=False), chunk(2, [5], len(one)), chunk(3, other[3:], 3)]
     )
     assert [-1, 3, 3 + len(other) - 3] == rows
     np.testing.assert_allclose(logits_of(demo, rows[1]), expected_next, atol=MARGIN)
@@ -217,7 +219,7 @@ def test_a_full_slot_rejects_a_batch_and_stays_as_it_was(tiny_path: pathlib.Path
 def test_logprobs_are_a_float64_softmax(demo: LlamaRunner, num_top: int) -> None:
     """ln p of the drawn token and of the likeliest ones, best first, as float64 arithmetic says."""
     tokens = tokens_of(demo, PROMPTS[0])
-    (row,) = demo.decode(Batch([chunk(0, tokens)], []))
+    (row,) = demo.decode([chunk(0, tokens)])
     logits = logits_of(demo, row).astype(np.float64)
     expected = logits - (logits.max() + math.log(np.exp(logits - logits.max()).sum()))
     for token in (0, 42, int(logits.argmax())):
@@ -233,7 +235,7 @@ def test_logprobs_are_a_float64_softmax(demo: LlamaRunner, num_top: int) -> None
 
 def test_logprobs_are_those_of_the_model_and_not_of_the_sampler(demo: LlamaRunner) -> None:
     """A bias changes the draw and not what is told of the model."""
-    (row,) = demo.decode(Batch([chunk(0, tokens_of(demo, PROMPTS[0]))], []))
+    (row,) = demo.decode([chunk(0, tokens_of(demo, PROMPTS[0]))])
     before = demo.logprobs(row, 42, 5)
     sampler = demo.new_sampler(SamplingParams(temperature=0, logit_bias={42: 100.0}))
     assert 42 == demo.sample(row, sampler)
@@ -296,18 +298,18 @@ def test_special_texts_are_those_that_a_template_writes(tiny_runner: LlamaRunner
 
 
 def test_a_model_describes_itself(tiny_path: pathlib.Path, tiny_runner: LlamaRunner) -> None:
-    description = tiny_runner.description
+    description = tiny_runner.model.description
     assert "llama" == description.architecture
     assert "F32" == description.quantization
     assert tiny.CONTEXT_LENGTH == description.context_length == description.training_context_length
     assert description.parameters * 4 == description.size_bytes
     assert 0 < description.size_bytes < tiny_path.stat().st_size < 1 << 20
-    assert tiny.CHAT_TEMPLATE == tiny_runner.chat_template
+    assert tiny.CHAT_TEMPLATE == tiny_runner.model.chat_template
 
 
 def test_a_model_without_a_template_has_none(tmp_path: pathlib.Path) -> None:
     path = tiny.write_tiny_model(tmp_path / "plain.gguf", chat_template=None)
-    assert "" == load(path, parallel_sequences=1).chat_template
+    assert "" == load(path, parallel_sequences=1).model.chat_template
 
 
 def test_the_progress_of_reading_never_falls(tiny_path: pathlib.Path) -> None:
@@ -337,6 +339,7 @@ def test_unset_means_the_defaults_that_the_contract_says(tiny_path: pathlib.Path
         mmap=True,
         mlock=False,
         deterministic=False,
+        cache_tokens=8 * tiny.CONTEXT_LENGTH,
     )
 
 
@@ -365,7 +368,7 @@ def test_sizes_and_threads_are_in_force(tiny_path: pathlib.Path) -> None:
     assert 16 == llama_cpp.llama_n_ubatch(context)
     assert 1 == llama_cpp.llama_n_threads(context)
     assert 2 == llama_cpp.llama_n_threads_batch(context)
-    assert not runner._context_params().kv_unified
+    assert not runner.model._context_params().kv_unified
 
 
 # ggml_type of ggml.h.
@@ -385,7 +388,7 @@ def test_a_cache_type_is_in_force(demo: LlamaRunner, name: str) -> None:
         key_cache_type=kind,
         value_cache_type=kind,
     )
-    params = runner._context_params()
+    params = runner.model._context_params()
     assert (GGML_TYPES[name], GGML_TYPES[name]) == (params.type_k, params.type_v)
     tokens = tokens_of(demo, PROMPTS[0])
     tolerance = 3.0 if name.startswith(("Q4", "Q5")) else 0.5
@@ -399,7 +402,7 @@ def test_a_cache_type_is_in_force(demo: LlamaRunner, name: str) -> None:
 def test_flash_attention_is_in_force(tiny_path: pathlib.Path, asked: str, expected: int) -> None:
     value = models_pb2.FlashAttention.Value(f"FLASH_ATTENTION_{asked}")
     runner = load(tiny_path, parallel_sequences=1, flash_attention=value)
-    assert expected == runner._context_params().flash_attn_type
+    assert expected == runner.model._context_params().flash_attn_type
 
 
 @pytest.mark.parametrize(
@@ -419,7 +422,7 @@ def test_rope_is_in_force(tiny_path: pathlib.Path, scaling: str, expected: int) 
         yarn_orig_context=256,
     )
     runner = load(tiny_path, context_length=1024, parallel_sequences=1, rope=rope)
-    params = runner._context_params()
+    params = runner.model._context_params()
     assert expected == params.rope_scaling_type
     assert (20000, 0.5) == (params.rope_freq_base, params.rope_freq_scale)
     assert (0.75, 1.25) == (params.yarn_ext_factor, params.yarn_attn_factor)
@@ -436,7 +439,7 @@ def test_rope_changes_the_logits(tiny_path: pathlib.Path, tiny_runner: LlamaRunn
 
 
 def test_unset_rope_is_the_models_own(tiny_runner: LlamaRunner) -> None:
-    params, default = tiny_runner._context_params(), llama_cpp.llama_context_default_params()
+    params, default = tiny_runner.model._context_params(), llama_cpp.llama_context_default_params()
     for name in (
         "rope_scaling_type",
         "rope_freq_base",
@@ -460,7 +463,7 @@ def test_unset_rope_is_the_models_own(tiny_runner: LlamaRunner) -> None:
     ],
 )
 def test_the_way_of_reading_is_in_force(config: dict[str, Any], expected: int) -> None:
-    assert expected == LlamaRunner._model_params(models_pb2.LoadConfig(**config)).load_mode
+    assert expected == LlamaModel._model_params(models_pb2.LoadConfig(**config)).load_mode
 
 
 @pytest.mark.parametrize("mmap", [True, False])
@@ -472,22 +475,22 @@ def test_a_model_loads_with_and_without_a_map(tiny_path: pathlib.Path, mmap: boo
 
 def test_the_gpu_settings_are_in_force() -> None:
     default = llama_cpp.llama_model_default_params()
-    unset = LlamaRunner._model_params(models_pb2.LoadConfig())
+    unset = LlamaModel._model_params(models_pb2.LoadConfig())
     assert (default.n_gpu_layers, default.main_gpu) == (unset.n_gpu_layers, unset.main_gpu)
     assert not unset.tensor_split
     asked = models_pb2.LoadConfig(gpu_layers=7, main_gpu=3, tensor_split=[3, 1])
-    params = LlamaRunner._model_params(asked)
+    params = LlamaModel._model_params(asked)
     assert (7, 3) == (params.n_gpu_layers, params.main_gpu)
     split = [params.tensor_split[index] for index in range(llama_cpp.llama_max_devices())]
     assert [3, 1, *[0] * (len(split) - 2)] == split
-    assert -1 == LlamaRunner._model_params(models_pb2.LoadConfig(gpu_layers=-1)).n_gpu_layers
-    assert 0 == LlamaRunner._model_params(models_pb2.LoadConfig(gpu_layers=0)).n_gpu_layers
+    assert -1 == LlamaModel._model_params(models_pb2.LoadConfig(gpu_layers=-1)).n_gpu_layers
+    assert 0 == LlamaModel._model_params(models_pb2.LoadConfig(gpu_layers=0)).n_gpu_layers
 
 
 def test_a_tensor_split_lives_as_long_as_the_model(tiny_path: pathlib.Path) -> None:
     """The model keeps the pointer, so the runner keeps what it points to."""
     runner = load(tiny_path, parallel_sequences=1, tensor_split=[0.25])
-    assert 0.25 == runner._params.tensor_split[0]
+    assert 0.25 == runner.model._params.tensor_split[0]
 
 
 def test_deterministic_means_one_sequence(tiny_path: pathlib.Path) -> None:
@@ -551,7 +554,7 @@ def test_an_absurd_cache_is_refused_before_memory_is_touched(
     tiny_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """64 GiB of cells: refused by arithmetic; no context is ever asked for."""
-    monkeypatch.setattr(llama_runner, "available_memory_bytes", lambda: 32 << 30)
+    monkeypatch.setattr(llama_model, "available_memory_bytes", lambda: 32 << 30)
     monkeypatch.setattr(
         llama_cpp, "llama_init_from_model", lambda *_: pytest.fail("the context was asked for")
     )
@@ -570,9 +573,9 @@ def test_the_cache_is_counted_as_llama_cpp_makes_it(
     # 300 tokens are 512 cells; F32 keys have 4 bytes and F16 values 2.
     needed = 512 * 3 * tiny.NUM_LAYERS * tiny.NUM_KV_HEADS * 64 * (4 + 2)
     config = {"context_length": 300, "parallel_sequences": 3, "key_cache_type": models_pb2.CACHE_TYPE_F32}
-    monkeypatch.setattr(llama_runner, "available_memory_bytes", lambda: needed)
+    monkeypatch.setattr(llama_model, "available_memory_bytes", lambda: needed)
     load(path, **config)
-    monkeypatch.setattr(llama_runner, "available_memory_bytes", lambda: needed - 1)
+    monkeypatch.setattr(llama_model, "available_memory_bytes", lambda: needed - 1)
     with pytest.raises(errors.InsufficientMemory):
         load(path, **config)
 
@@ -580,7 +583,7 @@ def test_the_cache_is_counted_as_llama_cpp_makes_it(
 def test_without_a_word_of_the_system_memory_is_not_checked(
     tiny_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llama_runner, "available_memory_bytes", lambda: None)
+    monkeypatch.setattr(llama_model, "available_memory_bytes", lambda: None)
     load(tiny_path, parallel_sequences=1)
 
 
@@ -597,7 +600,7 @@ class Cgroup:
 
 @pytest.fixture
 def cgroup(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Cgroup:
-    monkeypatch.setattr(llama_runner, "_CGROUP", tmp_path)
+    monkeypatch.setattr(host, "_CGROUP", tmp_path)
     return Cgroup(tmp_path)
 
 
@@ -635,7 +638,7 @@ def test_available_memory_is_bounded_by_the_container(cgroup: Cgroup) -> None:
 def test_the_log_of_llama_cpp_survives_bytes_that_are_no_text(capsys: pytest.CaptureFixture[str]) -> None:
     """A file's strings are printed by the loader; they need not be UTF-8. Debug lines are left out."""
     callback = ctypes.cast(
-        llama_runner._log_to_stderr, ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+        llama_model._log_to_stderr, ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
     )
     callback(2, b"name \xff\xfe\n", None)
     callback(1, b"debug\n", None)

@@ -354,11 +354,6 @@ async def test_a_bad_request_names_its_fields(client: AsyncClient, edit: Edit, f
             [],
         ),
         (
-            lambda request: request.config.lora_adapters.add(scale=1.0),
-            "UNSUPPORTED_BY_BACKEND",
-            ["config.lora_adapters"],
-        ),
-        (
             lambda request: request.config.draft.MergeFrom(models_pb2.DraftModel(max_tokens=4)),
             "UNSUPPORTED_BY_BACKEND",
             ["config.draft"],

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inferwire.v1 import inference_pb2 as pb
-from inferwire_server.engine.cells import MIN_SHARED_TOKENS, Cells, Copy, Trim, common_prefix
+from inferwire_server.engine.cells import MIN_SHARED_TOKENS, Cells, Copy, Sharing, Trim, common_prefix
 from tests.engine_fakes import Bench, make_sequence, text_of
 
 from .serving import demo, running
@@ -98,7 +98,7 @@ class TestCells:
 
 def test_two_in_flight_compute_their_prefix_once() -> None:
     """The second waits for the first's prefill of the shared part, also when it is cut into chunks."""
-    bench = Bench(num_slots=4, batch_size=8, shares=True)
+    bench = Bench(num_slots=4, batch_size=8, sharing=Sharing.PREFIX)
     sequences = [make_sequence(number, [*PREFIX, 100 + number], max_tokens=1) for number in range(4)]
     bench.run(*sequences)
     assert len(PREFIX) + 4 == computed_tokens(bench)
@@ -108,9 +108,9 @@ def test_two_in_flight_compute_their_prefix_once() -> None:
 
 def test_a_cancelled_leader_leaves_its_followers_what_it_computed() -> None:
     """Who waited for a prefix goes on from what is there, and gets its own right answer."""
-    alone = Bench(shares=False)
+    alone = Bench(sharing=Sharing.NONE)
     expected = text_of(alone.run(make_sequence(1, [*PREFIX, 101])))
-    bench = Bench(batch_size=8, shares=True)
+    bench = Bench(batch_size=8, sharing=Sharing.PREFIX)
     bench.at_report(2, lambda: bench.engine.cancel(0))
     bench.submit(make_sequence(0, [*PREFIX, 100]))
     assert expected == text_of(bench.run(make_sequence(1, [*PREFIX, 101])))
@@ -119,7 +119,7 @@ def test_a_cancelled_leader_leaves_its_followers_what_it_computed() -> None:
 
 def test_a_rejected_batch_is_not_kept_as_cache() -> None:
     """What llama.cpp refused cannot be trusted by the next request."""
-    bench = Bench(shares=True)
+    bench = Bench(sharing=Sharing.PREFIX)
     bench.runner.rejects = lambda batch: True
     bench.run(make_sequence(1, PREFIX))
     bench.runner.rejects = lambda batch: False
@@ -128,9 +128,17 @@ def test_a_rejected_batch_is_not_kept_as_cache() -> None:
 
 
 @settings(max_examples=150)
-@given(seed=st.integers(0, 1 << 32), num_slots=st.integers(1, 4), batch_size=st.integers(4, 24))
-def test_sharing_changes_no_answer(seed: int, num_slots: int, batch_size: int) -> None:
-    """Random prompts that share beginnings, keys, cancels and orders: every answer is that of a run alone.
+@given(
+    seed=st.integers(0, 1 << 32),
+    num_slots=st.integers(1, 4),
+    batch_size=st.integers(4, 24),
+    sharing=st.sampled_from(Sharing),
+    num_cells=st.none() | st.integers(64, 160),
+)
+def test_sharing_changes_no_answer(
+    seed: int, num_slots: int, batch_size: int, sharing: Sharing, num_cells: int | None
+) -> None:
+    """Random prompts that share beginnings, keys, cancels, orders and a pool that is too small: as in a run alone.
 
     The fake model's next token depends on every token before it, so a cell that is not what it should be shows.
     """
@@ -142,10 +150,10 @@ def test_sharing_changes_no_answer(seed: int, num_slots: int, batch_size: int) -
         return [*root[: draw.randrange(1, 41)], *(draw.randrange(2, 90) for _ in range(draw.randrange(1, 6)))]
 
     sequences = [
-        make_sequence(number, prompt(), max_tokens=draw.randrange(1, 12), cache_key=draw.choice("ab"))
+        make_sequence(number, prompt(), max_tokens=draw.randrange(1, 18), cache_key=draw.choice("ab"))
         for number in range(draw.randrange(1, 12))
     ]
-    bench = Bench(num_slots=num_slots, batch_size=batch_size, shares=True)
+    bench = Bench(num_slots=num_slots, batch_size=batch_size, sharing=sharing, num_cells=num_cells)
     cancelled = {sequence.sequence_id for sequence in sequences if draw.random() < 0.2}
     for sequence_id in cancelled:
         bench.at_report(draw.randrange(1, 20), functools.partial(bench.engine.cancel, sequence_id))
@@ -156,7 +164,7 @@ def test_sharing_changes_no_answer(seed: int, num_slots: int, batch_size: int) -
     bench.engine.run_until_idle()
     for sequence in sequences:
         events = bench.events.get(sequence.sequence_id, [])
-        alone = Bench(num_slots=1, shares=False)
+        alone = Bench(num_slots=1, sharing=Sharing.NONE)
         expected = text_of(
             alone.run(make_sequence(sequence.sequence_id, sequence.prompt, max_tokens=sequence.max_tokens))
         )

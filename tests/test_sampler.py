@@ -19,7 +19,7 @@ from inferwire_server.engine.cells import Trim
 from inferwire_server.engine.intake import resolve_sampling, sampling_params
 from inferwire_server.engine.llama_runner import LlamaRunner
 from inferwire_server.engine.sampler import LlamaSampler
-from inferwire_server.engine.scheduler import Batch, Chunk
+from inferwire_server.engine.scheduler import Chunk
 from inferwire_server.engine.sequence import SamplingParams
 from tests.models import tiny
 
@@ -438,7 +438,7 @@ def test_a_refused_sampler_frees_the_chain(make: Make, monkeypatch: pytest.Monke
 def test_the_runner_draws_through_the_chain(runner: LlamaRunner) -> None:
     """`new_sampler` and `sample` on a computed row: forbidden tokens are never drawn, greedy is the argmax."""
     chunk = Chunk(None, 0, [1, 2, 3], 0, wants_logits=True)
-    (row,) = runner.decode(Batch([chunk], []))
+    (row,) = runner.decode([chunk])
     pointer = llama_cpp.llama_get_logits_ith(runner._context, row)
     best = int(np.ctypeslib.as_array(pointer, shape=(tiny.NUM_TOKENS,)).argmax())
     greedy = runner.new_sampler(SamplingParams(temperature=0))

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from inferwire_server.engine.cells import Cells, Trim
-from inferwire_server.engine.scheduler import Batch, Scheduler, StepBudget
+from inferwire_server.engine.cells import Cells, Sharing, Trim
+from inferwire_server.engine.scheduler import MIN_CHUNK_TOKENS, Batch, Scheduler, StepBudget
 from inferwire_server.engine.sequence import Phase, Sequence
 from tests.engine_fakes import make_sequence
 
@@ -16,14 +16,14 @@ CELLS_PER_SLOT = 32
 
 
 def make_scheduler(*, num_slots: int = 2, batch_size: int = 16) -> Scheduler:
-    cells = Cells(num_slots=num_slots, cells_per_slot=CELLS_PER_SLOT, shares=False)
+    cells = Cells(num_slots=num_slots, cells_per_slot=CELLS_PER_SLOT, sharing=Sharing.NONE)
     return Scheduler(cells=cells, batch_size=batch_size)
 
 
 def take_step(scheduler: Scheduler, budget: int = 16) -> Batch:
     """A step whose decoding sequences all get one more token."""
     batch = scheduler.schedule(budget)
-    scheduler.computed(batch)
+    scheduler.computed(batch.chunks)
     for chunk in batch.chunks:
         if chunk.wants_logits:
             chunk.sequence.generated.append(0)
@@ -41,11 +41,11 @@ def shape(batch: Batch) -> list[tuple[int, int, int, bool]]:
 class TestCells:
     def test_a_slot_comes_back_empty(self) -> None:
         """Releasing gives a slot back with all its cells."""
-        cells = Cells(num_slots=1, cells_per_slot=4, shares=False)
+        cells = Cells(num_slots=1, cells_per_slot=4, sharing=Sharing.NONE)
         slot, shared, operations = cells.acquire([1, 2, 3], "")
         assert (0, []) == (shared, operations)
         cells.fill(slot, [1, 2, 3])
-        assert "<Cells [slots 1 held, 0 free | cells 3 held, 0 cached of 4]>" == repr(cells)
+        assert "<Cells [slots 1 held, 0 free | own cells 3 held, 0 cached of 4]>" == repr(cells)
         assert [Trim(slot, 0)] == cells.release(slot)
         assert (1, 0, 0) == (cells.num_free_slots, cells.num_used, cells.num_cached)
 
@@ -87,12 +87,19 @@ class TestSchedule:
         assert list(range(20)) == [token for batch in batches for token in batch.chunks[0].tokens]
 
     def test_the_budget_is_shared_in_order(self) -> None:
-        """What the oldest prompt leaves of the budget goes to the next."""
-        scheduler = make_scheduler()
+        """What the oldest prompt leaves of the budget goes to the next, unless it is too little to be worth a chunk."""
+        scheduler = make_scheduler(num_slots=3, batch_size=32)
         scheduler.add(make_sequence(1, [0] * 5))
-        scheduler.add(make_sequence(2, [0] * 9))
-        assert [(1, 0, 5, True), (2, 0, 3, False)] == shape(take_step(scheduler, 8))
-        assert [(1, 5, 1, True), (2, 3, 6, True)] == shape(take_step(scheduler, 8))
+        scheduler.add(make_sequence(2, [0] * 30))
+        scheduler.add(make_sequence(3, [0] * 2))
+        assert [(1, 0, 5, True), (2, 0, MIN_CHUNK_TOKENS, False)] == shape(
+            take_step(scheduler, 5 + MIN_CHUNK_TOKENS)
+        )
+        assert [(1, 5, 1, True), (2, 16, 14, True), (3, 0, 2, True)] == shape(take_step(scheduler, 32))
+        scheduler = make_scheduler(batch_size=32)
+        scheduler.add(make_sequence(1, [0] * 5))
+        scheduler.add(make_sequence(2, [0] * 30))
+        assert [(1, 0, 5, True)] == shape(take_step(scheduler, 4 + MIN_CHUNK_TOKENS))
 
     @pytest.mark.parametrize("budget", [0, 1, 2])
     def test_a_small_budget_starves_no_prompt(self, budget: int) -> None:
@@ -118,7 +125,7 @@ class TestSchedule:
         assert sequences[:2] == take_step(scheduler).admitted
         assert sequences[2:] == scheduler.waiting
         assert (
-            "<Scheduler [waiting 1 | running 2 | <Cells [slots 2 held, 0 free | cells 2 held, 0 cached of 64]>]>"
+            "<Scheduler [waiting 1 | running 2 | <Cells [slots 2 held, 0 free | own cells 2 held, 0 cached of 64]>]>"
             == repr(scheduler)
         )
         slot = sequences[0].slot
@@ -133,7 +140,7 @@ class TestSchedule:
         for number, priority in enumerate(priorities):
             scheduler.add(make_sequence(number, priority=priority))
         order = sorted(range(len(priorities)), key=lambda number: -priorities[number])
-        assert order == [sequence.sequence_id for sequence in scheduler.waiting]
+        assert order == [sequence.sequence_id for sequence in scheduler.queue()]
 
     @pytest.mark.parametrize("steps", [0, 1, 2, 3])
     def test_remove_frees_in_every_phase(self, steps: int) -> None:
@@ -182,20 +189,23 @@ class SchedulerMachine(RuleBasedStateMachine):
     def step(self, budget: int) -> None:
         before = {number: sequence.num_computed for number, sequence in self.alive.items()}
         decoding = [sequence for sequence in self.scheduler.running if sequence.phase is Phase.DECODE]
-        queue = list(self.scheduler.waiting)
+        queue = self.scheduler.queue()
         batch = self.scheduler.schedule(budget)
-        assert queue == batch.admitted + self.scheduler.waiting
-        assert decoding == [chunk.sequence for chunk in batch.chunks[: len(decoding)]]
+        assert queue == batch.admitted + self.scheduler.queue()
+        chunked = [chunk.sequence for chunk in batch.chunks]
+        assert set(decoding) <= set(chunked)
+        assert chunked == sorted(chunked, key=lambda sequence: sequence.slot or 0), "in the order of slots"
         assert batch.num_tokens <= min(max(budget, len(decoding) + 1), self.batch_size)
         assert bool(self.alive) == bool(batch.chunks)
         for chunk in batch.chunks:
             sequence = chunk.sequence
             assert (chunk.slot, chunk.position) == (sequence.slot, before[sequence.sequence_id])
             assert chunk.tokens
-        prompts = [chunk.sequence for chunk in batch.chunks[len(decoding) :]]
+        prompts = [sequence for sequence in chunked if sequence.phase is Phase.PREFILL]
         unread = [sequence for sequence in self.scheduler.running if sequence.phase is Phase.PREFILL]
-        assert unread[: len(prompts)] == prompts, "prompts are read in the order of admission"
-        self.scheduler.computed(batch)
+        unread.sort(key=lambda sequence: (-sequence.priority, sequence.sequence_id))
+        assert set(unread[: len(prompts)]) == set(prompts), "prompts are read in the order of the queue"
+        self.scheduler.computed(batch.chunks)
         for chunk in batch.chunks:
             sequence = chunk.sequence
             assert before[sequence.sequence_id] + len(chunk.tokens) == sequence.num_computed
@@ -229,11 +239,6 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert (
             sum(sequence.num_computed for sequence in self.scheduler.running) == self.scheduler.cells.num_used
         )
-
-    @invariant()
-    def the_queue_is_in_order(self) -> None:
-        order = [(-sequence.priority, sequence.sequence_id) for sequence in self.scheduler.waiting]
-        assert sorted(order) == order
 
     def teardown(self) -> None:
         """Every sequence that is left comes to the end of its prompt and decodes: nobody starves."""

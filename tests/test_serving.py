@@ -222,14 +222,6 @@ async def test_what_a_local_model_cannot_honour_is_refused(change, field):
         assert [field] == [violation.field for violation in caught.value.violations]
 
 
-async def test_embeddings_are_refused_with_their_reason():
-    """What is not served yet says so."""
-    async with running(models={"demo": demo()}) as (_, client):
-        with pytest.raises(InferwireError) as caught:
-            await client.embed(["text"])
-        assert "UNSUPPORTED_BY_BACKEND" == caught.value.reason
-
-
 async def test_a_prompt_longer_than_the_context_is_refused_and_one_that_fills_it_ends_with_length():
     """Nothing is cut in silence; the context's edge is LENGTH."""
     async with running(models={"demo": demo(context_length=32)}) as (_, client):

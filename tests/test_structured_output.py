@@ -14,7 +14,8 @@ from inferwire import text_of
 from inferwire.v1 import inference_pb2 as pb
 from inferwire_server import errors
 
-from .engine_fakes import Bench, make_sequence
+from . import engine_fakes
+from .engine_fakes import Bench, make_sequence, saying
 from .serving import bare_stub, demo, failure, running
 
 PERSON = {
@@ -206,6 +207,9 @@ class Exhausted:
     def accept(self, token: int) -> None:
         pass
 
+    def forced(self) -> list[int]:
+        return []
+
 
 def test_a_constraint_that_fails_midway_fails_the_request():
     """No token is drawn without it; the others go on."""
@@ -214,6 +218,51 @@ def test_a_constraint_that_fails_midway_fails_the_request():
     assert "ERROR_REASON_GRAMMAR_TOO_COMPLEX" == errors_name(bench, 1)
     assert "completion" == bench.events[2][-1].WhichOneof("event")
     bench.assert_nothing_held()
+
+
+class Forcing:
+    """A constraint that leaves no choice behind an "a": "bc" must follow, and then all ends at a "d"."""
+
+    def __init__(self) -> None:
+        self.taken: list[int] = []
+
+    @property
+    def is_complete(self) -> bool:
+        return self.taken[-1:] == [ord("d")]
+
+    def mask(self):
+        return None
+
+    def accept(self, token: int) -> None:
+        self.taken.append(token)
+
+    def forced(self) -> list[int]:
+        return list(b"bc") if self.taken[-1:] == [ord("a")] else []
+
+
+@pytest.mark.parametrize(("want_logprobs", "num_steps"), [(False, 2), (True, 4)])
+def test_what_must_come_is_not_drawn(want_logprobs: bool, num_steps: int):
+    """Forced tokens are told and computed at once, with the token behind them; who wants log probabilities draws all."""
+    bench = Bench(saying(b"abcd"))
+    sequence = make_sequence(1, [0], constraint=Forcing(), want_logprobs=want_logprobs)
+    events = bench.run(sequence)
+    assert "abcd" == engine_fakes.text_of(events)
+    assert (pb.FINISH_REASON_STOP, 4) == (
+        events[-1].completion.finish_reason,
+        events[-1].completion.usage.completion_tokens,
+    )
+    assert num_steps == len(bench.runner.batches)
+    bench.assert_nothing_held()
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2, 3])
+def test_forced_tokens_count(max_tokens: int):
+    """They are part of the answer, and of its limit."""
+    events = Bench(saying(b"abcd")).run(make_sequence(1, [0], constraint=Forcing(), max_tokens=max_tokens))
+    assert ("abc"[:max_tokens], pb.FINISH_REASON_LENGTH) == (
+        engine_fakes.text_of(events),
+        events[-1].completion.finish_reason,
+    )
 
 
 def errors_name(bench: Bench, sequence_id: int) -> str:

@@ -49,8 +49,8 @@ class ModelFile:
             os.close(fd)
 
 
-def resolve(name: str, roots: Sequence[pathlib.Path]) -> ModelFile:
-    """Returns the file that a caller names, from the first root that has it.
+def resolve(name: str, roots: Sequence[pathlib.Path], *, field: str = "source.local.path") -> ModelFile:
+    """Returns the file that a caller names in a field of the request, from the first root that has it.
 
     Raises errors.ModelPathNotAllowed, the same whether such a path exists or not, and errors.ModelFileNotFound.
     """
@@ -59,7 +59,7 @@ def resolve(name: str, roots: Sequence[pathlib.Path]) -> ModelFile:
     if wrong or not roots:
         raise errors.ModelPathNotAllowed(
             "name a file beneath the operator's model roots, by a relative path without '..'",
-            violations=[("source.local.path", "must stay beneath a model root")],
+            violations=[(field, "must stay beneath a model root")],
         )
     for root in roots:
         try:

@@ -54,6 +54,7 @@ class Spec:
     source: models_pb2.ModelSource
     file: files.ModelFile
     config: models_pb2.LoadConfig
+    adapters: tuple[files.ModelFile, ...] = ()
 
 
 @dataclasses.dataclass(eq=False)
@@ -137,7 +138,15 @@ class Registry:
         """Makes a model known that the operator named. It is UNLOADED until `load`."""
         # Callers see the file's name alone: the operator's directories are not theirs to know.
         source = models_pb2.ModelSource(local=models_pb2.LocalSource(path=path.name))
-        spec = Spec(source, files.ModelFile(path.name, path.absolute()), config)
+        adapters = [pathlib.Path(adapter.source.path) for adapter in config.lora_adapters]
+        for adapter, its_path in zip(config.lora_adapters, adapters, strict=True):
+            adapter.source.path = its_path.name
+        spec = Spec(
+            source,
+            files.ModelFile(path.name, path.absolute()),
+            config,
+            tuple(files.ModelFile(each.name, each.absolute()) for each in adapters),
+        )
         self._entries[name] = Entry(
             name, declared=spec, required=required, pinned=pinned, keep_alive_seconds=keep_alive_seconds
         )
@@ -303,11 +312,12 @@ class Registry:
                         "say where the model comes from", violations=[("source", "must be set for this name")]
                     )
                 if request.HasField("config"):
-                    spec = dataclasses.replace(spec, config=request.config)
+                    spec = dataclasses.replace(
+                        spec, config=request.config, adapters=self._adapters(request.config)
+                    )
             case "local":
-                spec = Spec(
-                    request.source, files.resolve(request.source.local.path, self._roots), request.config
-                )
+                file = files.resolve(request.source.local.path, self._roots)
+                spec = Spec(request.source, file, request.config, self._adapters(request.config))
             case "remote":
                 backend = request.source.remote.backend
                 raise errors.BackendNotFound(
@@ -319,7 +329,7 @@ class Registry:
                     metadata={"model": request.model, "backend": BACKEND_ID},
                     violations=[(f"source.{kind}", "not served yet")],
                 )
-        unserved = [name for name in ("lora_adapters", "draft", "chat_family") if _is_set(spec.config, name)]
+        unserved = [name for name in ("draft", "chat_family") if _is_set(spec.config, name)]
         if unserved:
             raise errors.UnsupportedByBackend(
                 "this server does not serve a setting of the config yet",
@@ -327,6 +337,14 @@ class Registry:
                 violations=[(f"config.{name}", "not served yet") for name in unserved],
             )
         return spec
+
+    def _adapters(self, config: models_pb2.LoadConfig) -> tuple[files.ModelFile, ...]:
+        return tuple(
+            files.resolve(
+                adapter.source.path, self._roots, field=f"config.lora_adapters[{index}].source.path"
+            )
+            for index, adapter in enumerate(config.lora_adapters)
+        )
 
     def _start_load(self, entry: Entry, spec: Spec, *, delay_seconds: float = 0.0) -> None:
         replaces = entry.state == models_pb2.MODEL_STATE_READY
@@ -364,7 +382,12 @@ class Registry:
                 self._restart(entry)
 
         backend = self._new_backend(
-            model=entry.name, file=spec.file, config=spec.config, settings=self._engine, on_exit=on_exit
+            model=entry.name,
+            file=spec.file,
+            config=spec.config,
+            adapters=spec.adapters,
+            settings=self._engine,
+            on_exit=on_exit,
         )
         try:
             await backend.load(on_progress)

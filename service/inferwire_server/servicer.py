@@ -55,7 +55,7 @@ class InferenceServicer:
         """Yields what the model's backend says."""
         validation.complete_request(request, max_prompt_bytes=self._max_prompt_bytes)
         with self._leased(request, context) as backend:
-            call = context.call = self._call(request, context)
+            call = context.call = self._call(context, self._time_limit(request))
             async with contextlib.aclosing(backend.stream(request, call)) as events:
                 async for event in events:
                     if event.WhichOneof("event") == "completion":
@@ -63,14 +63,13 @@ class InferenceServicer:
                     yield event
 
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
-        """No backend embeds yet, and says so."""
+        """Asks the model's backend."""
         validation.embed_request(request, max_prompt_bytes=self._max_prompt_bytes)
         with self._leased(request, context) as backend:
-            raise errors.UnsupportedByBackend(
-                "the model gives no embeddings",
-                metadata={"model": request.model, "backend": backend.id},
-                violations=[("model", "gives no embeddings")],
-            )
+            call = context.call = self._call(context, self._settings.max_completion_seconds)
+            response = await backend.embed(request, call)
+            context.note(prompt_tokens=response.usage.prompt_tokens)
+            return response
 
     async def CountTokens(self, request: pb.CompleteRequest, context: Context) -> pb.CountTokensResponse:
         """Asks the model's backend."""
@@ -154,10 +153,14 @@ class InferenceServicer:
             context.note(model=request.model, backend=backend.id)
             yield backend
 
-    def _call(self, request: pb.CompleteRequest, context: Context) -> Call:
+    def _time_limit(self, request: pb.CompleteRequest) -> float:
         limit = self._settings.max_completion_seconds
         if request.stopping.HasField("time_limit"):
             limit = min(limit, request.stopping.time_limit.ToNanoseconds() / 1e9)
+        return limit
+
+    @staticmethod
+    def _call(context: Context, limit: float) -> Call:
         return Call(
             request_id=context.request_id,
             principal=context.principal,

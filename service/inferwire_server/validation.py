@@ -60,6 +60,7 @@ CONFIG_RANGES: Ranges = {
     "batch_size": (1, 16384),
     "micro_batch_size": (1, 16384),
     "main_gpu": (0, 255),
+    "cache_tokens": (8, 1 << 28),
 }
 
 _MODEL_NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
@@ -126,6 +127,10 @@ def embed_request(request: pb.EmbedRequest, *, max_prompt_bytes: int) -> None:
     violations += [
         (f"inputs[{index}]", "must not be empty") for index, text in enumerate(request.inputs) if not text
     ]
+    if request.HasField("dimensions") and request.dimensions == 0:
+        violations.append(("dimensions", "at least 1"))
+    if request.pooling not in pb.Pooling.values():
+        violations.append(("pooling", "is not known"))
     _check_size("inputs", sum(len(text.encode()) for text in request.inputs), max_prompt_bytes)
     _raise(violations)
 

@@ -38,10 +38,12 @@ def write_tiny_model(
     context_length: int = CONTEXT_LENGTH,
     head_width: int = HEAD_WIDTH,
     seed: int = SEED,
+    pooling_type: gguf.PoolingType | None = None,
 ) -> pathlib.Path:
     """Writes a model that llama.cpp loads, and returns its path. The same arguments write the same bytes.
 
-    Token i below 256 is the byte i. The special tokens follow; EOS and END_TURN end a generation.
+    Token i below 256 is the byte i. The special tokens follow; EOS and END_TURN end a generation. A `pooling_type` makes
+    it a model of embeddings, with causal attention.
     """
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name(name)
@@ -59,7 +61,9 @@ def write_tiny_model(
     writer.add_rope_freq_base(10000.0)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(NUM_TOKENS)
-    _add_vocabulary(writer)
+    if pooling_type is not None:
+        writer.add_pooling_type(pooling_type)
+    add_vocabulary(writer)
     if chat_template is not None:
         writer.add_chat_template(chat_template)
     _add_tensors(writer, seed, head_width)
@@ -70,7 +74,8 @@ def write_tiny_model(
     return path
 
 
-def _add_vocabulary(writer: gguf.GGUFWriter) -> None:
+def add_vocabulary(writer: gguf.GGUFWriter) -> None:
+    """Adds the vocabulary of bytes and special tokens."""
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list([_spelled(byte) for byte in range(256)] + list(SPECIAL_TOKENS))

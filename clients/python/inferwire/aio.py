@@ -117,10 +117,11 @@ class AsyncClient:
         model: str | None = None,
         dimensions: int | None = None,
         normalize: bool | None = None,
+        pooling: inference.Pooling | None = None,
         timeout: float | None = None,
     ) -> inference.EmbedResponse:
         """Returns one vector per text, in order."""
-        message = requests.embedding(inputs, model, dimensions, normalize)
+        message = requests.embedding(inputs, model, dimensions, normalize, pooling)
         return await self._call(self._inference.Embed, message, timeout)
 
     async def count_tokens(

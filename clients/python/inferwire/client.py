@@ -114,10 +114,11 @@ class Client:
         model: str | None = None,
         dimensions: int | None = None,
         normalize: bool | None = None,
+        pooling: inference.Pooling | None = None,
         timeout: float | None = None,
     ) -> inference.EmbedResponse:
         """Returns one vector per text, in order."""
-        message = requests.embedding(inputs, model, dimensions, normalize)
+        message = requests.embedding(inputs, model, dimensions, normalize, pooling)
         return self._call(self._inference.Embed, message, timeout)
 
     def count_tokens(

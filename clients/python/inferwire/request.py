@@ -16,6 +16,7 @@ from inferwire.v1.inference_pb2 import (
     CompleteRequest,
     EmbedRequest,
     Message,
+    Pooling,
     ResponseFormat,
     Sampling,
     Stopping,
@@ -78,11 +79,15 @@ def completion(request: CompleteRequest | None, shorthand: Shorthand) -> Complet
 
 
 def embedding(
-    inputs: str | Sequence[str], model: str | None, dimensions: int | None, normalize: bool | None
+    inputs: str | Sequence[str],
+    model: str | None,
+    dimensions: int | None,
+    normalize: bool | None,
+    pooling: Pooling | None,
 ) -> EmbedRequest:
     """Returns the request for one vector per text; a single text counts as a list of one."""
     texts = [inputs] if isinstance(inputs, str) else inputs
-    made = EmbedRequest(model=model, inputs=texts, dimensions=dimensions)
+    made = EmbedRequest(model=model, inputs=texts, dimensions=dimensions, pooling=pooling)
     if normalize is not None:
         made.normalize = normalize
     return made

@@ -84,6 +84,9 @@ class Backend(Protocol):
     def stream(self, request: pb.CompleteRequest, call: Call) -> AsyncGenerator[pb.StreamCompleteResponse]:
         """Answers a validated request whose model is resolved."""
 
+    async def embed(self, request: pb.EmbedRequest, call: Call) -> pb.EmbedResponse:
+        """Answers a validated request. Cancelling it frees what it held. Raises one errors.ServingError."""
+
     async def count_tokens(self, request: pb.CompleteRequest) -> pb.CountTokensResponse:
         """Counts the tokens of a request."""
 

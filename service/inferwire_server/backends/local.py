@@ -16,7 +16,8 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any
 
 import structlog
 
@@ -38,6 +39,8 @@ KEPT_ENVIRONMENT = (
     "PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV",
     "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "LLAMA_CPP_LIB_PATH", "OMP_NUM_THREADS",
 )  # fmt: skip
+# Texts of one Embed that the engine has at a time.
+EMBED_WINDOW = 8
 NUM_LOG_LINES_KEPT = 20
 WATCH_INTERVAL_SECONDS = 0.5
 
@@ -60,6 +63,7 @@ class LocalBackend:
         model: str,
         file: ModelFile,
         config: models_pb2.LoadConfig,
+        adapters: Sequence[ModelFile] = (),
         settings: EngineSettings,
         on_exit: Callable[[], None],
     ) -> None:
@@ -67,6 +71,7 @@ class LocalBackend:
         self.instance_id = secrets.token_hex(8)
         self._file = file
         self._config = config
+        self._adapters = adapters
         self._settings = settings
         self._on_exit = on_exit
         self._info: models_pb2.Model | None = None
@@ -78,6 +83,7 @@ class LocalBackend:
         self._ids = itertools.count(1)
         self._mailboxes: dict[int, Mailbox] = {}
         self._queries: dict[int, asyncio.Future[engine_pb2.AnswerReport]] = {}
+        self._embeddings: dict[int, asyncio.Future[engine_pb2.Embedded]] = {}
         self._last_report = time.monotonic()
         self._last_step = engine_pb2.StepReport()
         self._end: errors.ServingError | None = None
@@ -100,7 +106,7 @@ class LocalBackend:
         on_progress(models_pb2.LoadProgress(stage=models_pb2.LOAD_STAGE_STARTING))
         self._loaded = asyncio.get_running_loop().create_future()
         try:
-            path = await self._start()
+            path, adapter_paths = await self._start()
             self._send(
                 engine_pb2.Command(
                     load=engine_pb2.LoadCommand(
@@ -111,6 +117,7 @@ class LocalBackend:
                         max_decode_step_seconds=self._settings.max_decode_step_seconds,
                         max_prefill_step_seconds=self._settings.max_prefill_step_seconds,
                         max_prompt_bytes=self._settings.max_prompt_bytes,
+                        adapter_paths=adapter_paths,
                     )
                 )
             )
@@ -173,7 +180,7 @@ class LocalBackend:
     def occupancy(self) -> Occupancy:
         """How busy it is, as of the last step."""
         return Occupancy(
-            streams_in_flight=len(self._mailboxes),
+            streams_in_flight=len(self._mailboxes) + len(self._embeddings),
             sequences_running=self._last_step.running,
             queue_length=self._last_step.waiting,
             parallel_sequences=self._info.config.parallel_sequences if self._info else 0,
@@ -213,6 +220,55 @@ class LocalBackend:
             if not mailbox.ended:
                 self._send(engine_pb2.Command(cancel=engine_pb2.CancelCommand(sequence_id=sequence_id)))
 
+    async def embed(self, request: pb.EmbedRequest, call: Call) -> pb.EmbedResponse:
+        """See `Backend.embed`. The engine gets a few texts at a time, so that many of them let others in between."""
+        self._admit()
+        window = asyncio.Semaphore(min(EMBED_WINDOW, self.model_info.config.parallel_sequences))
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(self._embed(request, index, window, call))
+                    for index in range(len(request.inputs))
+                ]
+        except BaseExceptionGroup as failures:
+            # One of them failed and the group cancelled the others.
+            raise failures.exceptions[0] from None
+        embedded = [task.result() for task in tasks]
+        prompt_tokens = sum(each.prompt_tokens for each in embedded)
+        return pb.EmbedResponse(
+            model=self.model,
+            embeddings=[pb.Embedding(values=each.values) for each in embedded],
+            usage=pb.Usage(prompt_tokens=prompt_tokens),
+        )
+
+    async def _embed(
+        self, request: pb.EmbedRequest, index: int, window: asyncio.Semaphore, call: Call
+    ) -> engine_pb2.Embedded:
+        async with window:
+            if self._end is not None:
+                raise self._failure()
+            sequence_id = next(self._ids)
+            answer: asyncio.Future[engine_pb2.Embedded] = asyncio.get_running_loop().create_future()
+            self._embeddings[sequence_id] = answer
+            command = engine_pb2.EmbedCommand(
+                sequence_id=sequence_id,
+                input=request.inputs[index],
+                index=index,
+                pooling=request.pooling,
+                dimensions=request.dimensions if request.HasField("dimensions") else None,
+                normalize=request.normalize if request.HasField("normalize") else True,
+                deadline_seconds=call.deadline_seconds,
+                principal=call.principal,
+            )
+            try:
+                self._send(engine_pb2.Command(embed=command))
+                return await answer
+            finally:
+                del self._embeddings[sequence_id]
+                if answer.cancelled():
+                    cancel = engine_pb2.CancelCommand(sequence_id=sequence_id)
+                    self._send(engine_pb2.Command(cancel=cancel))
+
     async def count_tokens(self, request: pb.CompleteRequest) -> pb.CountTokensResponse:
         """Counts the tokens of a request."""
         self._check_supported(request)
@@ -240,6 +296,8 @@ class LocalBackend:
     def _check_supported(self, request: pb.CompleteRequest) -> None:
         """Refuses what the engine cannot honour; nothing is dropped."""
         violations = []
+        if not self.model_info.capabilities.prompt:
+            violations.append(("model", "only embeds"))
         chat = request.chat
         if chat.tools or chat.HasField("tool_choice") or chat.HasField("parallel_tool_calls"):
             violations.append(("chat.tools", "local models do not call tools yet"))
@@ -280,11 +338,14 @@ class LocalBackend:
 
     # The process.
 
-    async def _start(self) -> str:
-        """Starts the process. Returns the model's path as the process opens it."""
+    async def _start(self) -> tuple[str, list[str]]:
+        """Starts the process. Returns the paths of the model and of its adapters as the process opens them."""
         ours, theirs = socket.socketpair()
         reader, self._writer = await asyncio.open_connection(sock=ours)
-        with theirs, self._file.opened() as (path, file_fds):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(theirs)
+            opened = [stack.enter_context(file.opened()) for file in (self._file, *self._adapters)]
+            (path, *adapter_paths), fds = zip(*opened, strict=True)
             environment = {key: os.environ[key] for key in KEPT_ENVIRONMENT if key in os.environ}
             # Without it ggml starts a debugger on its own process when it aborts.
             environment["GGML_NO_BACKTRACE"] = "1"
@@ -297,7 +358,7 @@ class LocalBackend:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
-                pass_fds=(theirs.fileno(), *file_fds),
+                pass_fds=(theirs.fileno(), *itertools.chain(*fds)),
                 env=environment,
             )
         self._last_report = time.monotonic()
@@ -306,7 +367,7 @@ class LocalBackend:
             asyncio.create_task(self._read_stderr(), name=f"engine {self.model}: log"),
             asyncio.create_task(self._watch(), name=f"engine {self.model}: watch"),
         ]
-        return path
+        return path, adapter_paths
 
     def _kill(self) -> None:
         if self._process is not None and self._process.returncode is None:
@@ -366,7 +427,7 @@ class LocalBackend:
             idle_seconds = time.monotonic() - self._last_report
             if not self._info and idle_seconds > self._settings.load_stall_seconds:
                 self._stalled(errors.LoadStalled("the load made no progress", metadata={"model": self.model}))
-            elif not self._mailboxes:
+            elif not self._mailboxes and not self._embeddings:
                 self._last_report = time.monotonic()
             elif idle_seconds > self._settings.stall_seconds:
                 self._stalled(
@@ -401,6 +462,12 @@ class LocalBackend:
                 self._loaded.set_exception(wire.unpack_error(report.load_failed))
 
     def _take_events(self, entry: engine_pb2.SequenceEvents) -> None:
+        waiting = self._embeddings.get(entry.sequence_id)
+        if waiting is not None and not waiting.done():
+            if entry.HasField("error"):
+                waiting.set_exception(wire.unpack_error(entry.error))
+            elif entry.HasField("embedded"):
+                waiting.set_result(entry.embedded)
         mailbox = self._mailboxes.get(entry.sequence_id)
         if mailbox is None:
             return  # cancelled meanwhile
@@ -415,9 +482,10 @@ class LocalBackend:
             self._end = error
         for mailbox in self._mailboxes.values():
             mailbox.fail(self._failure())
-        for answer in self._queries.values():
-            if not answer.done():
-                answer.set_exception(self._failure())
+        futures: list[asyncio.Future[Any]] = [*self._queries.values(), *self._embeddings.values()]
+        for future in futures:
+            if not future.done():
+                future.set_exception(self._failure())
         if self._loaded is not None and not self._loaded.done():
             if isinstance(self._end, errors.EngineCrashed):
                 # A process that dies while it loads was killed by the file.

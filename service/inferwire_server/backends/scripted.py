@@ -135,6 +135,14 @@ class ScriptedBackend:
         finally:
             self._num_streams -= 1
 
+    async def embed(self, request: pb.EmbedRequest, call: Call) -> pb.EmbedResponse:
+        """Refuses: a script has no vectors."""
+        raise errors.UnsupportedByBackend(
+            "the scripted backend gives no embeddings",
+            metadata={"model": request.model, "backend": BACKEND_ID},
+            violations=[("model", "gives no embeddings")],
+        )
+
     async def count_tokens(self, request: pb.CompleteRequest) -> pb.CountTokensResponse:
         """Counts words."""
         return pb.CountTokensResponse(model=request.model, tokens=len(_input_text(request).split()))

@@ -17,6 +17,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from inferwire.v1 import inference_pb2 as pb
@@ -26,8 +27,9 @@ from inferwire_server import errors, wire
 from .cells import Cells
 from .chat.template import ChatTemplate
 from .detokenizer import TextStream
+from .embedding import PooledVector
 from .engine import Engine
-from .intake import Intake
+from .intake import EmbeddingModel, Intake
 from .scheduler import Scheduler, StepBudget
 from .sequence import SamplingParams, Sequence
 from .v1 import engine_pb2
@@ -80,27 +82,38 @@ class EngineProcess:
                 last_told = now
                 self._progress(models_pb2.LOAD_STAGE_READING, fraction, size)
 
-        runner = LlamaRunner(command.path, command.config, progress=on_progress)
+        runner = LlamaRunner(
+            command.path, command.config, adapters=command.adapter_paths, progress=on_progress
+        )
         config = runner.config
-        source = config.chat_template if config.HasField("chat_template") else runner.chat_template
+        model = runner.model
+        source = config.chat_template if config.HasField("chat_template") else model.chat_template
         vocabulary = runner.vocabulary
         template = None
         if source:
             bos, eos = vocabulary.special_text("bos"), vocabulary.special_text("eos")
             template = ChatTemplate(source, bos=bos, eos=eos, max_bytes=command.max_prompt_bytes)
+        grammars = GrammarCompiler(vocabulary.handle, end_tokens=vocabulary.end_tokens())
         self._intake = Intake(
             model=command.model,
             instance_id=command.instance_id,
             vocabulary=vocabulary,
             template=template,
             context_length=config.context_length,
-            compile_grammar=GrammarCompiler(vocabulary.handle, end_tokens=vocabulary.end_tokens()).compile,
+            embedding=EmbeddingModel(
+                pooling=model.pooling,
+                width=model.width,
+                max_tokens=model.max_embed_tokens,
+                is_indivisible=not model.is_causal,
+            ),
+            compile_grammar=grammars.compile,
         )
         self._progress(models_pb2.LOAD_STAGE_WARMING_UP, 0.0)
         cells = Cells(
             num_slots=config.parallel_sequences,
             cells_per_slot=config.context_length,
-            shares=runner.shares_cells and not config.deterministic,
+            num_cells=model.num_pooled_cells,
+            sharing=model.sharing,
         )
         scheduler = Scheduler(cells=cells, batch_size=config.batch_size)
         budget = StepBudget(
@@ -110,21 +123,30 @@ class EngineProcess:
             fixed_tokens=config.batch_size if config.deterministic else None,
         )
         warm_up = Engine(runner=runner, scheduler=scheduler, budget=budget, emit=lambda report: None)
-        warm_up.submit(_warm_up_sequence(min(WARM_UP_TOKENS, config.context_length - 1)))
+        warm_up.submit(
+            _warm_up_sequence(min(WARM_UP_TOKENS, config.context_length - 1), embeds=not model.is_causal)
+        )
         warm_up.run_until_idle()
-        self._engine = Engine(runner=runner, scheduler=scheduler, budget=budget, emit=self._emit)
+        self._engine = Engine(
+            runner=runner,
+            scheduler=scheduler,
+            budget=budget,
+            emit=self._emit,
+            compute_masks=grammars.compute_masks,
+        )
         self._progress(models_pb2.LOAD_STAGE_WARMING_UP, 1.0)
 
-        model = models_pb2.Model()
-        model.CopyFrom(runner.description)
-        model.name = command.model
-        model.instance_id = command.instance_id
-        model.capabilities.prompt = True
-        model.capabilities.chat = template is not None
-        model.capabilities.logprobs = True
-        model.capabilities.structured_output = True
-        model.capabilities.tokens = True
-        self._send(engine_pb2.Report(loaded=engine_pb2.LoadedReport(model=model)))
+        description = models_pb2.Model()
+        description.CopyFrom(model.description)
+        description.name = command.model
+        description.instance_id = command.instance_id
+        description.capabilities.prompt = model.is_causal
+        description.capabilities.chat = model.is_causal and template is not None
+        description.capabilities.logprobs = model.is_causal
+        description.capabilities.structured_output = model.is_causal
+        description.capabilities.embeddings = True
+        description.capabilities.tokens = True
+        self._send(engine_pb2.Report(loaded=engine_pb2.LoadedReport(model=description)))
         return self._engine
 
     # The intake thread.
@@ -148,20 +170,22 @@ class EngineProcess:
             case "load":
                 self._loads.put(command.load)
             case "submit":
-                self._submit(command.submit)
+                self._begin(command.submit.sequence_id, lambda intake: intake.sequence(command.submit))
+            case "embed":
+                self._begin(command.embed.sequence_id, lambda intake: intake.embedding(command.embed))
             case "cancel" if self._engine is not None:
                 self._engine.cancel(command.cancel.sequence_id)
             case "query":
                 self._send(engine_pb2.Report(answer=self._answer(command.query)))
 
-    def _submit(self, command: engine_pb2.SubmitCommand) -> None:
+    def _begin(self, sequence_id: int, make: Callable[[Intake], Sequence]) -> None:
         assert self._intake is not None, "submitted before the model was loaded"
         assert self._engine is not None, "submitted before the model was loaded"
         try:
-            self._engine.submit(self._intake.sequence(command))
+            self._engine.submit(make(self._intake))
         except Exception as error:  # noqa: BLE001  a defect at the door is this request's alone
             failure = wire.pack_error(_told(error))
-            events = engine_pb2.SequenceEvents(sequence_id=command.sequence_id, error=failure)
+            events = engine_pb2.SequenceEvents(sequence_id=sequence_id, error=failure)
             self._send(engine_pb2.Report(refused=events))
 
     def _answer(self, query: engine_pb2.QueryCommand) -> engine_pb2.AnswerReport:
@@ -207,7 +231,7 @@ def _told(error: Exception) -> errors.ServingError:
     return errors.Internal("internal error", detail=repr(error))
 
 
-def _warm_up_sequence(num_tokens: int) -> Sequence:
+def _warm_up_sequence(num_tokens: int, *, embeds: bool) -> Sequence:
     return Sequence(
         sequence_id=0,
         prompt=[0] * num_tokens,
@@ -217,6 +241,7 @@ def _warm_up_sequence(num_tokens: int) -> Sequence:
         text=TextStream(),
         arrived=0.0,
         time_limit=float("inf"),
+        vector=PooledVector(pb.POOLING_MEAN, num_tokens=num_tokens) if embeds else None,
     )
 
 

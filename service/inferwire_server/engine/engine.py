@@ -18,9 +18,9 @@ from google.protobuf.duration_pb2 import Duration
 from inferwire.v1 import inference_pb2 as pb
 from inferwire_server import errors, wire
 
-from .runner import BatchRejected, Runner, SamplerT
-from .scheduler import Scheduler, StepBudget
-from .sequence import Phase, Sequence
+from .runner import BatchRejected, Constraint, Runner, SamplerT
+from .scheduler import Chunk, Scheduler, StepBudget
+from .sequence import Sequence
 from .v1 import engine_pb2
 
 log = logging.getLogger(__name__)
@@ -39,8 +39,10 @@ class Engine(Generic[SamplerT]):
         scheduler: Scheduler,
         budget: StepBudget,
         emit: Callable[[engine_pb2.StepReport], None],
+        compute_masks: Callable[[list[Constraint]], None] = lambda constraints: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._compute_masks = compute_masks
         self._runner = runner
         self._scheduler = scheduler
         self._budget = budget
@@ -83,31 +85,24 @@ class Engine(Generic[SamplerT]):
         batch = self._scheduler.schedule(self._budget.tokens(self._scheduler.num_decoding))
         begin = self._clock()
         for sequence in batch.admitted:
+            if sequence.admitted is not None:
+                continue  # it goes on after a preemption
             sequence.admitted = begin
             if sequence.want_progress:
                 self._start(sequence)
-            self._samplers[sequence.sequence_id] = self._new_sampler(sequence)
+            if sequence.vector is None:
+                self._samplers[sequence.sequence_id] = self._new_sampler(sequence)
         self._runner.arrange(batch.operations)
-        if batch.chunks:
-            num_prompt_tokens = batch.num_prompt_tokens
-            num_decoding = self._scheduler.num_decoding
-            try:
-                rows = self._runner.decode(batch)
-            except BatchRejected as error:
-                log.error("batch rejected: %s; %r", error, self)
-                for chunk in batch.chunks:
-                    failure = errors.Internal("the engine could not compute this request")
-                    self._fail(chunk.sequence, failure, keep_cells=False)
-            else:
-                self._scheduler.computed(batch)
-                now = self._clock()
-                for chunk, row in zip(batch.chunks, rows, strict=True):
-                    self._advance(chunk.sequence, row, now)
-                self._budget.observe(
-                    num_prompt_tokens=num_prompt_tokens,
-                    num_decoding=num_decoding,
-                    seconds=self._clock() - begin,
-                )
+        num_prompt_tokens, num_decoding = batch.num_prompt_tokens, self._scheduler.num_decoding
+        is_whole = self._compute(batch.chunks, self._complete) and self._compute(
+            batch.embeddings, self._embed
+        )
+        if is_whole and batch.num_tokens:
+            self._budget.observe(
+                num_prompt_tokens=num_prompt_tokens,
+                num_decoding=num_decoding,
+                seconds=self._clock() - begin,
+            )
         self._tell_queue_positions()
         self._send()
 
@@ -137,6 +132,48 @@ class Engine(Generic[SamplerT]):
             elif now >= sequence.time_limit:
                 self._finish(sequence, pb.Completion(finish_reason=pb.FINISH_REASON_TIME_LIMIT), now)
 
+    # What a step computes.
+
+    def _compute(self, chunks: list[Chunk], compute: Callable[[list[Chunk]], None]) -> bool:
+        """Computes chunks, if there are any. Returns False when their sequences had to fail for it."""
+        try:
+            if chunks:
+                compute(chunks)
+        except BatchRejected as error:
+            log.error("batch rejected: %s; %r", error, self)
+            for chunk in chunks:
+                failure = errors.Internal("the engine could not compute this request")
+                self._fail(chunk.sequence, failure, keep_cells=False)
+            return False
+        return True
+
+    def _complete(self, chunks: list[Chunk]) -> None:
+        rows = self._runner.decode(chunks)
+        self._scheduler.computed(chunks)
+        now = self._clock()
+        self._compute_masks(
+            [
+                chunk.sequence.constraint
+                for chunk in chunks
+                if chunk.wants_logits and chunk.sequence.constraint is not None
+            ]
+        )
+        for chunk, row in zip(chunks, rows, strict=True):
+            self._advance(chunk.sequence, row, now)
+
+    def _embed(self, chunks: list[Chunk]) -> None:
+        vectors = self._runner.embed(chunks)
+        self._scheduler.computed(chunks)
+        for chunk, of_tokens in zip(chunks, vectors, strict=True):
+            sequence = chunk.sequence
+            assert sequence.vector is not None, "a completion among the embeddings"
+            sequence.vector.add(of_tokens)
+            if sequence.num_left == 0:
+                embedded = self._report(sequence).embedded
+                embedded.values.extend(sequence.vector.values().tolist())
+                embedded.prompt_tokens = len(sequence.prompt)
+                self._drop(sequence, keep_cells=False)
+
     # One sequence's share of a step.
 
     def _advance(self, sequence: Sequence, row: int, now: float) -> None:
@@ -145,7 +182,7 @@ class Engine(Generic[SamplerT]):
             done = min(sequence.num_computed, len(sequence.prompt))
             progress = pb.PrefillProgress(processed_tokens=done, total_tokens=len(sequence.prompt))
             self._tell(sequence, pb.StreamCompleteResponse(progress=pb.Progress(prefill=progress)))
-        if sequence.phase is not Phase.DECODE:
+        if row < 0:
             return
         if sequence.prefilled is None:
             sequence.prefilled = now
@@ -157,15 +194,19 @@ class Engine(Generic[SamplerT]):
             token = self._runner.sample(row, sampler, constraint.mask() if constraint else None)
             if constraint is not None:
                 constraint.accept(token)
+            if not self._take_token(sequence, row, token) or constraint is None or sequence.want_logprobs:
+                return
+            # What must come next is not drawn. Its log probabilities would not be known, so who asks for them draws.
+            for token in constraint.forced():
+                sampler.accept([token])
+                constraint.accept(token)
+                if not self._take_token(sequence, row, token):
+                    return
         except errors.GrammarTooComplex as error:
             self._fail(sequence, error)
-            return
-        self._take_token(sequence, row, token)
-        end = self._end_of(sequence, token)
-        if end is not None:
-            self._finish(sequence, end, self._clock())
 
-    def _take_token(self, sequence: Sequence, row: int, token: int) -> None:
+    def _take_token(self, sequence: Sequence, row: int, token: int) -> bool:
+        """Adds a token to the answer. Returns whether the answer goes on."""
         now = self._clock()
         if sequence.first_token is None:
             sequence.first_token = now
@@ -177,6 +218,10 @@ class Engine(Generic[SamplerT]):
             sequence.pending_token_ids.append(token)
         if sequence.want_logprobs:
             sequence.pending_logprobs.append(self._logprob(sequence, row, token))
+        end = self._end_of(sequence, token)
+        if end is not None:
+            self._finish(sequence, end, self._clock())
+        return end is None
 
     def _end_of(self, sequence: Sequence, token: int) -> pb.Completion | None:
         """Tells a token's text. Returns why the answer ends with this token, or None."""
@@ -265,7 +310,7 @@ class Engine(Generic[SamplerT]):
         self._tell(sequence, pb.StreamCompleteResponse(text=delta))
 
     def _tell_queue_positions(self) -> None:
-        for position, sequence in enumerate(self._scheduler.waiting):
+        for position, sequence in enumerate(self._scheduler.queue()):
             if sequence.want_progress and sequence.queue_position != position:
                 sequence.queue_position = position
                 progress = pb.Progress(queue=pb.QueueProgress(position=position))

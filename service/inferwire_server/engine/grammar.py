@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import llguidance
@@ -35,6 +36,22 @@ class GrammarCompiler:
 
     def __init__(self, vocab: Any, *, end_tokens: list[int]) -> None:
         self._tokenizer = llguidance.llamacpp.lltokenizer_from_vocab(vocab, eos_token=end_tokens or None)
+        self._executor = llguidance.LLExecutor()
+        self._masks = np.empty((0, _num_mask_words(self._tokenizer.vocab_size)), dtype=np.int32)
+
+    def compute_masks(self, constraints: Sequence[object]) -> None:
+        """Computes the masks of a whole batch at once, on several threads; `Constraint.mask` then returns them."""
+        ours = [constraint for constraint in constraints if isinstance(constraint, Constraint)]
+        if len(ours) < 2:
+            return
+        if len(ours) > len(self._masks):
+            self._masks = np.empty((len(ours), self._masks.shape[1]), dtype=np.int32)
+        matchers = [(constraint.matcher, row) for row, constraint in enumerate(ours)]
+        self._executor.unsafe_compute_mask_ptr(
+            matchers, self._masks.ctypes.data, self._masks.strides[0], len(self._masks)
+        )
+        for row, constraint in enumerate(ours):
+            constraint.computed = self._masks[row]
 
     def compile(self, response_format: pb.ResponseFormat) -> Constraint:
         """Returns the constraint of a response format.
@@ -60,32 +77,48 @@ class Constraint:
     """What one answer may be, from its first token on."""
 
     def __init__(self, matcher: llguidance.LLMatcher, num_vocab: int, field: str) -> None:
-        self._matcher = matcher
-        self._mask = np.empty((num_vocab + 31) // 32, dtype=np.int32)
+        self.matcher = matcher
+        #: The mask of the next token, if it is known already.
+        self.computed: npt.NDArray[np.int32] | None = None
+        self._mask = np.empty(_num_mask_words(num_vocab), dtype=np.int32)
         self._field = field
 
     @property
     def is_complete(self) -> bool:
         """Whether nothing may follow any more."""
-        return bool(self._matcher.is_stopped())
+        return bool(self.matcher.is_stopped())
 
     def mask(self) -> npt.NDArray[np.int32]:
-        """Returns the tokens that may come next, a bit each, the lowest first. Valid until the next call.
+        """Returns the tokens that may come next, a bit each, the lowest first. Valid until the next batch.
 
         Raises errors.GrammarTooComplex when they cannot be told within the limits.
         """
-        self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
+        mask = self.computed
+        if mask is None:
+            mask = self._mask
+            self.matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
         self._check()
-        return self._mask
+        return mask
 
     def accept(self, token: int) -> None:
         """Takes the token that came."""
-        self._matcher.consume_token(token)
+        self.computed = None
+        self.matcher.consume_token(token)
         self._check()
 
+    def forced(self) -> list[int]:
+        """Returns the tokens that must come next, because the format leaves no choice; may be none."""
+        tokens = self.matcher.compute_ff_tokens()
+        self._check()
+        return list(tokens)
+
     def _check(self) -> None:
-        if self._matcher.is_error():
-            raise _too_complex(self._field, self._matcher.get_error())
+        if self.matcher.is_error():
+            raise _too_complex(self._field, self.matcher.get_error())
+
+
+def _num_mask_words(num_vocab: int) -> int:
+    return (num_vocab + 31) // 32
 
 
 def _grammar(response_format: pb.ResponseFormat) -> str:

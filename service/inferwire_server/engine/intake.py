@@ -6,7 +6,9 @@ has checked everything that needs no model; what is checked here needs the vocab
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import secrets
 import time
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from inferwire_server import errors
 
 from .chat.template import ChatTemplate
 from .detokenizer import TextStream
+from .embedding import PooledVector
 from .runner import Constraint, Vocabulary
 from .sequence import SamplingParams, Sequence
 from .v1 import engine_pb2
@@ -29,6 +32,16 @@ _ROLES = {
     pb.ROLE_ASSISTANT: "assistant",
     pb.ROLE_TOOL: "tool",
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddingModel:
+    """How a model embeds: its own pooling, the vectors' components, and whether a text is computed whole or in chunks."""
+
+    pooling: pb.Pooling
+    width: int
+    max_tokens: int
+    is_indivisible: bool
 
 
 class Intake:
@@ -42,6 +55,7 @@ class Intake:
         vocabulary: Vocabulary,
         template: ChatTemplate | None,
         context_length: int,
+        embedding: EmbeddingModel | None = None,
         compile_grammar: Callable[[pb.ResponseFormat], Constraint] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -50,6 +64,7 @@ class Intake:
         self._vocabulary = vocabulary
         self._template = template
         self._context_length = context_length
+        self._embedding = embedding
         self._compile_grammar = compile_grammar
         self._clock = clock
 
@@ -93,6 +108,7 @@ class Intake:
             time_limit=now + command.time_limit_seconds,
             deadline=now + command.deadline_seconds if command.HasField("deadline_seconds") else None,
             priority=request.scheduling.priority,
+            principal=command.principal,
             cache_key=f"{command.principal}/{request.scheduling.cache_salt}",
             stop_tokens=frozenset(stopping.stop_token_ids),
             repetition_limit=stopping.repetition_limit,
@@ -103,6 +119,54 @@ class Intake:
             want_progress=request.output.progress,
             want_token_ids=request.output.token_ids,
             want_message=request.output.message,
+        )
+
+    def embedding(self, command: engine_pb2.EmbedCommand) -> Sequence:
+        """Returns the sequence of a text whose vector is wanted. Raises errors.RequestError when the model cannot."""
+        now = self._clock()
+        model = self._embedding
+        if model is None:
+            raise errors.UnsupportedByBackend(
+                "the model gives no embeddings",
+                metadata={"model": self._model, "backend": "local"},
+                violations=[("model", "gives no embeddings")],
+            )
+        if command.dimensions > model.width:
+            raise errors.InvalidRequest(
+                "the model's vectors have fewer dimensions",
+                violations=[("dimensions", f"at most {model.width}")],
+            )
+        prompt = self._vocabulary.tokenize(command.input, add_special=True, parse_special=False)
+        if not 0 < len(prompt) <= model.max_tokens:
+            raise errors.ContextLengthExceeded(
+                f"a text has {len(prompt)} tokens, the model takes 1 to {model.max_tokens}; shorten it",
+                metadata={
+                    "model": self._model,
+                    "promptTokens": str(len(prompt)),
+                    "contextLength": str(model.max_tokens),
+                },
+                violations=[(f"inputs[{command.index}]", f"1 to {model.max_tokens} tokens")],
+            )
+        return Sequence(
+            sequence_id=command.sequence_id,
+            prompt=prompt,
+            sampling=SamplingParams(),
+            max_tokens=0,
+            started=pb.Started(),
+            text=TextStream(),
+            arrived=now,
+            time_limit=math.inf,
+            deadline=now + command.deadline_seconds if command.HasField("deadline_seconds") else None,
+            principal=command.principal,
+            # Every token's vector is wanted, so nothing can be shared.
+            cache_key=f"embedding {command.sequence_id}",
+            vector=PooledVector(
+                command.pooling or model.pooling,
+                num_tokens=len(prompt),
+                dimensions=command.dimensions or None,
+                normalize=command.normalize,
+            ),
+            is_indivisible=model.is_indivisible,
         )
 
     def prompt_tokens(self, request: pb.CompleteRequest) -> list[int]:

@@ -1,4 +1,4 @@
-"""llama.cpp behind the engine's `Runner`: the only place that loads a model and calls `llama_decode`.
+"""llama.cpp behind the engine's `Runner`: the only place that calls `llama_decode`.
 
 Low-level bindings of llama-cpp-python only. Everything but the vocabulary belongs to the engine thread.
 """
@@ -6,11 +6,9 @@ Low-level bindings of llama-cpp-python only. Everything but the vocabulary belon
 from __future__ import annotations
 
 import ctypes
-import functools
-import os
-import pathlib
-import sys
-from collections.abc import Callable, Iterable
+import dataclasses
+import itertools
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import llama_cpp
@@ -18,210 +16,94 @@ import numpy as np
 import numpy.typing as npt
 
 from inferwire.v1 import models_pb2
-from inferwire_server import errors
 
 from .cells import CellOperation, Copy
+from .llama_model import LlamaModel
 from .runner import BatchRejected
 from .sampler import LlamaSampler
-from .scheduler import Batch
+from .scheduler import Chunk
 from .sequence import SamplingParams
 
-MIN_CONTEXT_LENGTH = 8
-DEFAULT_CONTEXT_LENGTH = 4096
-DEFAULT_PARALLEL_SEQUENCES = 8
-DEFAULT_BATCH_SIZE = 512
-# llama.cpp rounds each sequence's buffer up to this many cells.
-CELLS_MULTIPLE = 256
-
-_CACHE_TYPES = {
-    models_pb2.CACHE_TYPE_F32: (0, 4.0),
-    models_pb2.CACHE_TYPE_F16: (1, 2.0),
-    models_pb2.CACHE_TYPE_Q4_0: (2, 18 / 32),
-    models_pb2.CACHE_TYPE_Q4_1: (3, 20 / 32),
-    models_pb2.CACHE_TYPE_Q5_0: (6, 22 / 32),
-    models_pb2.CACHE_TYPE_Q5_1: (7, 24 / 32),
-    models_pb2.CACHE_TYPE_Q8_0: (8, 34 / 32),
-    models_pb2.CACHE_TYPE_BF16: (30, 2.0),
-}
-"""Our type -> (ggml_type of ggml.h, bytes per element)."""
-
-# Elements of one block of a quantized type; flash attention reads whole blocks of a head.
-_BLOCK_SIZE = 32
-
-_FLASH_ATTENTION = {
-    models_pb2.FLASH_ATTENTION_AUTO: llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO,
-    models_pb2.FLASH_ATTENTION_ON: llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED,
-    models_pb2.FLASH_ATTENTION_OFF: llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED,
-}
-
-_ROPE_SCALING = {
-    models_pb2.ROPE_SCALING_NONE: llama_cpp.LLAMA_ROPE_SCALING_TYPE_NONE,
-    models_pb2.ROPE_SCALING_LINEAR: llama_cpp.LLAMA_ROPE_SCALING_TYPE_LINEAR,
-    models_pb2.ROPE_SCALING_YARN: llama_cpp.LLAMA_ROPE_SCALING_TYPE_YARN,
-    models_pb2.ROPE_SCALING_LONGROPE: llama_cpp.LLAMA_ROPE_SCALING_TYPE_LONGROPE,
-}
-
-_CGROUP = pathlib.Path("/sys/fs/cgroup")
-
-# Enum llama_ftype of include/llama.h, the types that files of the field have.
-_FILE_TYPES = {
-    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M",
-    13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS", 20: "IQ2_XS",
-    21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S",
-    29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16",
-}  # fmt: skip
-
-
-@llama_cpp.llama_log_callback
-def _log_to_stderr(level: int, text: bytes, user_data: object) -> None:
-    # ggml_log_level of ggml.h: DEBUG is 1, ERROR 4, CONT 5. The gateway reads this pipe into its own log.
-    if level != 1:
-        sys.stderr.write(text.decode("utf-8", "replace"))
-
-
-class LlamaVocabulary:
-    """A model's vocabulary. Its calls only read the model, so any thread may make them."""
-
-    def __init__(self, model: Any) -> None:
-        self._vocab = llama_cpp.llama_model_get_vocab(model)
-        self.num_tokens: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
-        self.piece = functools.lru_cache(maxsize=65536)(self._piece)
-
-    @property
-    def handle(self) -> Any:
-        """The C pointer, for samplers."""
-        return self._vocab
-
-    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        """Returns the tokens of a text."""
-        data = text.encode()
-        room = len(data) + 8
-        tokens = (llama_cpp.llama_token * room)()
-        count = llama_cpp.llama_tokenize(
-            self._vocab, data, len(data), tokens, room, add_special, parse_special
-        )
-        if count < 0:
-            tokens = (llama_cpp.llama_token * -count)()
-            count = llama_cpp.llama_tokenize(
-                self._vocab, data, len(data), tokens, -count, add_special, parse_special
-            )
-        return list(tokens[:count])
-
-    def _piece(self, token: int, *, special: bool = False) -> bytes:
-        room = 64
-        buffer = ctypes.create_string_buffer(room)
-        size = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, room, 0, special)
-        if size < 0:
-            buffer = ctypes.create_string_buffer(-size)
-            size = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, -size, 0, special)
-        return buffer.raw[:size]
-
-    def ends_generation(self, token: int) -> bool:
-        """Whether the model says with this token that its answer ends."""
-        return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
-
-    @functools.cache  # noqa: B019  one vocabulary per process
-    def end_tokens(self) -> list[int]:
-        """Returns every token that ends a generation."""
-        return [token for token in range(self.num_tokens) if self.ends_generation(token)]
-
-    def special_text(self, which: str) -> str:
-        """Returns the text of the "bos" or "eos" token; empty when the model has none."""
-        token = getattr(llama_cpp, f"llama_vocab_{which}")(self._vocab)
-        return "" if token < 0 else self._piece(token, special=True).decode("utf-8", "replace")
+# A causal model computes logits of every token whose vector is wanted, a vocabulary wide, so only of so many at once.
+EMBED_TOKENS = 64
 
 
 class LlamaRunner:
-    """A loaded model with its context.
-
-    Raises errors.ModelFileInvalid, InvalidRequest or InsufficientMemory when it cannot be made. `progress` is called with
-    0 to 1 while the file is read.
-    """
+    """A loaded model with its context. Arguments and errors are those of `LlamaModel`."""
 
     def __init__(
         self,
         path: str,
         asked: models_pb2.LoadConfig,
         *,
+        adapters: Sequence[str] = (),
         progress: Callable[[float], None] = lambda fraction: None,
     ) -> None:
-        llama_cpp.llama_log_set(_log_to_stderr, ctypes.c_void_p(0))
-        llama_cpp.llama_backend_init()
-
-        @llama_cpp.llama_progress_callback
-        def on_progress(fraction: float, user_data: object) -> bool:
-            progress(fraction)
-            return True
-
-        # Kept, because the model keeps the pointer to its tensor split.
-        self._params = self._model_params(asked)
-        self._params.progress_callback = on_progress
-        self._model = llama_cpp.llama_model_load_from_file(os.fsencode(path), self._params)
-        if not self._model:
-            raise errors.ModelFileInvalid("the file is not a model that this server can load")
-        is_encoder = llama_cpp.llama_model_has_encoder(self._model)
-        if is_encoder or not llama_cpp.llama_model_has_decoder(self._model):
-            raise errors.ModelFileInvalid("the model is not a decoder; it cannot complete text")
-        self.vocabulary = LlamaVocabulary(self._model)
-        self.config = self._resolve(asked)
-        self._check_memory()
-        self._context = llama_cpp.llama_init_from_model(self._model, self._context_params())
-        if not self._context:
-            raise errors.InsufficientMemory("the model's context could not be made with this config")
+        self.model = LlamaModel(path, asked, adapters=adapters, progress=progress)
+        self.vocabulary = self.model.vocabulary
+        self.config = self.model.config
+        self._context = self.model.new_context()
         self._memory = llama_cpp.llama_get_memory(self._context)
-        self._capacity = self.config.batch_size
-        self._batch = llama_cpp.llama_batch_init(self._capacity, 0, 1)
-        for index in range(self._capacity):
-            self._batch.n_seq_id[index] = 1
+        self._batch = _TokenBatch(self.config.batch_size, num_slots=self.config.parallel_sequences)
 
     def __repr__(self) -> str:
-        return f"<LlamaRunner [{self.description.architecture} | {self.config.parallel_sequences} slots]>"
+        return f"<LlamaRunner [{self.model!r} | {self.config.parallel_sequences} slots]>"
 
-    @functools.cached_property
-    def description(self) -> models_pb2.Model:
-        """What the file says of itself, with the config in force."""
-        file_type = llama_cpp.llama_model_ftype(self._model)
-        return models_pb2.Model(
-            architecture=self._metadata("general.architecture"),
-            parameters=llama_cpp.llama_model_n_params(self._model),
-            quantization=_FILE_TYPES.get(file_type, ""),
-            context_length=self.config.context_length,
-            training_context_length=llama_cpp.llama_model_n_ctx_train(self._model),
-            size_bytes=llama_cpp.llama_model_size(self._model),
-            config=self.config,
-        )
-
-    @functools.cached_property
-    def chat_template(self) -> str:
-        """The Jinja template of the file; empty when it has none."""
-        text = llama_cpp.llama_model_chat_template(self._model, None)
-        return text.decode("utf-8", "replace") if text else ""
-
-    def decode(self, batch: Batch) -> list[int]:
+    def decode(self, chunks: Sequence[Chunk]) -> list[int]:
         """Computes a batch; see `Runner.decode`."""
-        llama = self._batch
-        index = 0
-        rows = []
-        for chunk in batch.chunks:
-            for offset, token in enumerate(chunk.tokens):
-                llama.token[index] = token
-                llama.pos[index] = chunk.position + offset
-                llama.seq_id[index][0] = chunk.slot
-                llama.logits[index] = False
-                index += 1
-            if chunk.wants_logits:
-                llama.logits[index - 1] = True
-            rows.append(index - 1 if chunk.wants_logits else -1)
-        llama.n_tokens = index
-        code = llama_cpp.llama_decode(self._context, llama)
+        rows = self._batch.fill(chunks)
+        self._decode()
+        return rows
+
+    def embed(self, chunks: Sequence[Chunk]) -> list[npt.NDArray[np.float32]]:
+        """Computes a batch of texts; see `Runner.embed`. A causal one in pieces; see `EMBED_TOKENS`."""
+        vectors: list[tuple[Chunk, npt.NDArray[np.float32]]] = []
+        llama_cpp.llama_set_embeddings(self._context, True)
+        try:
+            for piece in self._pieces(chunks):
+                self._batch.fill(piece, wants_all=True)
+                self._decode()
+                pointer = llama_cpp.llama_get_embeddings(self._context)
+                num_tokens = sum(len(chunk.tokens) for chunk in piece)
+                values = np.ctypeslib.as_array(pointer, shape=(num_tokens, self.model.width)).copy()
+                ends = itertools.accumulate(len(chunk.tokens) for chunk in piece)
+                vectors += zip(piece, np.split(values, list(ends)[:-1]), strict=True)
+        finally:
+            llama_cpp.llama_set_embeddings(self._context, False)
+        return [
+            np.concatenate([rows for piece, rows in vectors if piece.slot == chunk.slot]) for chunk in chunks
+        ]
+
+    def _pieces(self, chunks: Sequence[Chunk]) -> Iterator[list[Chunk]]:
+        """Yields chunks as they are computed at once: with few tokens, cut where a causal model allows it."""
+        most = EMBED_TOKENS if self.model.is_causal else self.config.micro_batch_size
+        piece: list[Chunk] = []
+        room = most
+        for chunk in chunks:
+            begin = 0
+            while begin < len(chunk.tokens):
+                tokens = chunk.tokens[begin : begin + room] if self.model.is_causal else chunk.tokens
+                if len(tokens) > room:
+                    yield piece
+                    piece, room = [], most
+                piece.append(dataclasses.replace(chunk, tokens=tokens, position=chunk.position + begin))
+                begin += len(tokens)
+                room -= len(tokens)
+                if room <= 0:
+                    yield piece
+                    piece, room = [], most
+        if piece:
+            yield piece
+
+    def _decode(self) -> None:
+        code = llama_cpp.llama_decode(self._context, self._batch.handle)
         if code in (1, -1):
             # 1: no room in the cache; -1: malformed batch. In both cases the context is unchanged (include/llama.h).
             raise BatchRejected(f"llama_decode returned {code}")
         if code != 0:
             raise RuntimeError(f"llama_decode returned {code}")
-        return rows
 
-    def new_sampler(self, sampling: SamplingParams, *, forbidden: Iterable[int] = ()) -> LlamaSampler:
+    def new_sampler(self, sampling: SamplingParams, *, forbidden: Collection[int] = ()) -> LlamaSampler:
         """Returns a sampler that never draws the `forbidden` tokens."""
         return LlamaSampler(
             self.vocabulary.handle,
@@ -233,16 +115,22 @@ class LlamaRunner:
 
     def sample(self, row: int, sampler: LlamaSampler, mask: npt.NDArray[np.int32] | None = None) -> int:
         """Draws a token from a row of the last batch, and tells the sampler; see `Runner.sample`."""
-        if mask is not None:
-            allowed = np.unpackbits(mask.view(np.uint8), bitorder="little", count=self.vocabulary.num_tokens)
-            logits, forbidden = self._logits(row), allowed == 0
-            kept = logits[forbidden]
-            logits[forbidden] = -np.inf
-            try:
-                return self.sample(row, sampler)
-            finally:
-                logits[forbidden] = kept  # log probabilities are told as they were before any choice
-        return int(llama_cpp.llama_sampler_sample(sampler.chain, self._context, row))
+        logits = self._logits(row)
+        if sampler.is_greedy:
+            # The same token as the chain's, which would first copy the whole vocabulary.
+            token = int(logits.argmax())
+            if mask is None or mask[token // 32] >> token % 32 & 1:
+                return token
+        if mask is None:
+            return int(llama_cpp.llama_sampler_sample(sampler.chain, self._context, row))
+        allowed = np.flatnonzero(
+            np.unpackbits(mask.view(np.uint8), bitorder="little", count=self.vocabulary.num_tokens).view(bool)
+        )
+        if not allowed.size:
+            raise RuntimeError("a constraint allows no token at all")
+        if sampler.is_greedy:
+            return int(allowed[logits[allowed].argmax()])
+        return sampler.draw(allowed, logits[allowed])
 
     def logprobs(self, row: int, token: int, num_top: int) -> tuple[float, list[tuple[int, float]]]:
         """Returns ln softmax in float64; see `Runner.logprobs`."""
@@ -267,6 +155,8 @@ class LlamaRunner:
 
         A copy between two slots is a copy between two buffers, which llama.cpp does whole; the tail is cut afterwards.
         """
+        if not self._memory:
+            return  # nothing is held from one batch to the next
         for operation in operations:
             target, length = operation.target, operation.length
             if isinstance(operation, Copy):
@@ -276,210 +166,46 @@ class LlamaRunner:
             if llama_cpp.llama_memory_seq_pos_max(self._memory, target) != length - 1:
                 raise RuntimeError(f"{operation} left other cells than it should")
 
-    @functools.cached_property
-    def shares_cells(self) -> bool:
-        """Whether a sequence's memory can be cut and copied anywhere: not a state that only goes forward, nor a window."""
-        return not (
-            llama_cpp.llama_model_is_recurrent(self._model)
-            or llama_cpp.llama_model_is_hybrid(self._model)
-            or llama_cpp.llama_model_n_swa(self._model) > 0
+
+class _TokenBatch:
+    """A `llama_batch` (include/llama.h) over numpy arrays, so that filling it costs nothing per token."""
+
+    def __init__(self, capacity: int, *, num_slots: int) -> None:
+        self._tokens = np.zeros(capacity, dtype=np.int32)
+        self._positions = np.zeros(capacity, dtype=np.int32)
+        self._num_seq_ids = np.ones(capacity, dtype=np.int32)
+        self._wants_logits = np.zeros(capacity, dtype=np.int8)
+        # A sequence id per slot, and for each token a pointer to its own.
+        self._slots = np.arange(num_slots, dtype=np.int32)
+        self._slot_pointers = np.zeros(capacity, dtype=np.uintp)
+
+        def pointer(array: npt.NDArray[Any], item: Any) -> Any:
+            return array.ctypes.data_as(ctypes.POINTER(item))
+
+        self.handle = llama_cpp.llama_batch(
+            token=pointer(self._tokens, llama_cpp.llama_token),
+            pos=pointer(self._positions, llama_cpp.llama_pos),
+            n_seq_id=pointer(self._num_seq_ids, ctypes.c_int32),
+            seq_id=pointer(self._slot_pointers, ctypes.POINTER(llama_cpp.llama_seq_id)),
+            logits=pointer(self._wants_logits, ctypes.c_int8),
         )
 
-    def _resolve(self, asked: models_pb2.LoadConfig) -> models_pb2.LoadConfig:
-        """Returns the config in force: defaults filled in, impossible values refused."""
-        config = models_pb2.LoadConfig()
-        config.CopyFrom(asked)
-        trained = llama_cpp.llama_model_n_ctx_train(self._model)
-        if trained < MIN_CONTEXT_LENGTH:
-            raise errors.ModelFileInvalid("the model's own context is too short to be served")
-        if not config.HasField("context_length"):
-            config.context_length = min(trained, DEFAULT_CONTEXT_LENGTH)
-        elif config.context_length > trained and not config.HasField("rope"):
-            raise errors.InvalidRequest(
-                "the context is longer than the model's own; set config.rope to stretch it",
-                violations=[("config.context_length", f"at most {trained} without rope")],
-            )
-        if config.deterministic:
-            config.parallel_sequences = 1
-        elif not config.HasField("parallel_sequences"):
-            config.parallel_sequences = DEFAULT_PARALLEL_SEQUENCES
-        if not config.HasField("batch_size"):
-            config.batch_size = max(DEFAULT_BATCH_SIZE, config.parallel_sequences)
-        if config.batch_size < config.parallel_sequences:
-            problem = f"at least parallel_sequences ({config.parallel_sequences})"
-            raise errors.InvalidRequest(
-                "a step must have room for one token of each sequence",
-                violations=[("config.batch_size", problem)],
-            )
-        if not config.HasField("micro_batch_size"):
-            config.micro_batch_size = min(config.batch_size, DEFAULT_BATCH_SIZE)
-        if config.micro_batch_size > config.batch_size:
-            raise errors.InvalidRequest(
-                "what is computed at once is a part of a step",
-                violations=[("config.micro_batch_size", f"at most batch_size ({config.batch_size})")],
-            )
-        if not config.HasField("threads"):
-            config.threads = num_usable_cores()
-        if not config.HasField("batch_threads"):
-            config.batch_threads = config.threads
-        config.key_cache_type = config.key_cache_type or models_pb2.CACHE_TYPE_F16
-        config.value_cache_type = config.value_cache_type or models_pb2.CACHE_TYPE_F16
-        config.flash_attention = config.flash_attention or models_pb2.FLASH_ATTENTION_AUTO
-        self._check_cache_types(config)
-        if not config.HasField("mmap"):
-            config.mmap = True
-        if not config.HasField("mlock"):
-            config.mlock = False
-        config.deterministic = asked.deterministic
-        return config
+    def fill(self, chunks: Iterable[Chunk], *, wants_all: bool = False) -> list[int]:
+        """Replaces its content. Returns for each chunk the index of the token whose logits are wanted, or -1.
 
-    def _check_cache_types(self, config: models_pb2.LoadConfig) -> None:
-        """Refuses quantized caches that llama.cpp cannot make, so that a failed context means too little memory."""
-        flash = config.flash_attention != models_pb2.FLASH_ATTENTION_OFF
-        violations = []
-        if not flash and _is_quantized(config.value_cache_type):
-            violations.append(("config.value_cache_type", "a quantized type needs flash attention"))
-        for name, width in zip(("key_cache_type", "value_cache_type"), self._head_widths(), strict=True):
-            if flash and _is_quantized(getattr(config, name)) and width % _BLOCK_SIZE:
-                problem = f"a quantized type needs heads of a multiple of {_BLOCK_SIZE} values, not {width}"
-                violations.append((f"config.{name}", problem))
-        if violations:
-            raise errors.InvalidRequest("the model's cache cannot have this type", violations=violations)
-
-    @staticmethod
-    def _model_params(asked: models_pb2.LoadConfig) -> Any:
-        params = llama_cpp.llama_model_default_params()
-        if asked.HasField("gpu_layers"):
-            params.n_gpu_layers = asked.gpu_layers
-        if asked.HasField("main_gpu"):
-            params.main_gpu = asked.main_gpu
-        if asked.HasField("mmap") or asked.HasField("mlock"):
-            mmap = asked.mmap if asked.HasField("mmap") else True
-            params.load_mode = {
-                (False, False): llama_cpp.LLAMA_LOAD_MODE_NONE,
-                (True, False): llama_cpp.LLAMA_LOAD_MODE_MMAP,
-                (False, True): llama_cpp.LLAMA_LOAD_MODE_MLOCK,
-                (True, True): llama_cpp.LLAMA_LOAD_MODE_MMAP_MLOCK,
-            }[mmap, asked.mlock]
-        if asked.tensor_split:
-            devices = llama_cpp.llama_max_devices()
-            if len(asked.tensor_split) > devices:
-                raise errors.InvalidRequest(
-                    "more shares than devices",
-                    violations=[("config.tensor_split", f"at most {devices} entries")],
-                )
-            split = (ctypes.c_float * devices)(*asked.tensor_split)
-            params.tensor_split = split
-        return params
-
-    def _context_params(self) -> Any:
-        config, rope = self.config, self.config.rope
-        params = llama_cpp.llama_context_default_params()
-        params.n_ctx = self._num_cells
-        params.n_seq_max = config.parallel_sequences
-        # One buffer per sequence: attention then walks only the sequence's own cells.
-        params.kv_unified = False
-        params.n_batch = config.batch_size
-        params.n_ubatch = config.micro_batch_size
-        params.n_threads = config.threads
-        params.n_threads_batch = config.batch_threads
-        params.type_k = _CACHE_TYPES[config.key_cache_type][0]
-        params.type_v = _CACHE_TYPES[config.value_cache_type][0]
-        params.flash_attn_type = _FLASH_ATTENTION[config.flash_attention]
-        params.no_perf = True
-        if rope.scaling:
-            params.rope_scaling_type = _ROPE_SCALING[rope.scaling]
-        for ours, theirs in (
-            ("freq_base", "rope_freq_base"),
-            ("freq_scale", "rope_freq_scale"),
-            ("yarn_ext_factor", "yarn_ext_factor"),
-            ("yarn_attn_factor", "yarn_attn_factor"),
-            ("yarn_beta_fast", "yarn_beta_fast"),
-            ("yarn_beta_slow", "yarn_beta_slow"),
-            ("yarn_orig_context", "yarn_orig_ctx"),
-        ):
-            if rope.HasField(ours):
-                setattr(params, theirs, getattr(rope, ours))
-        return params
-
-    def _check_memory(self) -> None:
-        """Refuses a cache that cannot fit: Linux would grant the memory and then kill the process that touches it."""
-        available = available_memory_bytes()
-        model = self._model
-        has_state = llama_cpp.llama_model_is_recurrent(model) or llama_cpp.llama_model_is_hybrid(model)
-        if available is None or has_state:
-            return
-        config = self.config
-        key_width, value_width = self._head_widths()
-        head_bytes = key_width * _CACHE_TYPES[config.key_cache_type][1]
-        head_bytes += value_width * _CACHE_TYPES[config.value_cache_type][1]
-        num_heads = llama_cpp.llama_model_n_layer(model) * llama_cpp.llama_model_n_head_kv(model)
-        needed = int(self._num_cells * num_heads * head_bytes)
-        if needed > available:
-            raise errors.InsufficientMemory(
-                "the cache of this context and number of sequences does not fit into memory; lower one of them",
-                metadata={"neededBytes": str(needed), "availableBytes": str(available)},
-            )
-
-    @property
-    def _num_cells(self) -> int:
-        """Cells of all sequences, as llama.cpp rounds them."""
-        padded = -(-self.config.context_length // CELLS_MULTIPLE) * CELLS_MULTIPLE
-        return padded * self.config.parallel_sequences
-
-    def _head_widths(self) -> tuple[int, int]:
-        """Returns the values of a head's key and of its value: as the file says, else its share of the width."""
-        architecture = self._metadata("general.architecture")
-        share = llama_cpp.llama_model_n_embd(self._model) // max(1, llama_cpp.llama_model_n_head(self._model))
-        key = self._metadata(f"{architecture}.attention.key_length")
-        value = self._metadata(f"{architecture}.attention.value_length")
-        return int(key) if key.isdecimal() else share, int(value) if value.isdecimal() else share
-
-    def _metadata(self, key: str) -> str:
-        buffer = ctypes.create_string_buffer(256)
-        size = llama_cpp.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
-        return buffer.value.decode("utf-8", "replace") if size >= 0 else ""
-
-
-def _is_quantized(cache_type: models_pb2.CacheType) -> bool:
-    return _CACHE_TYPES[cache_type][1] < 2
-
-
-def num_usable_cores() -> int:
-    """Returns the cores this process may use: its affinity, bounded by the container's CPU quota (cgroup v2)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = (_CGROUP / "cpu.max").read_text().split()
-        if quota != "max":
-            cores = min(cores, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):
-        pass
-    return cores
-
-
-def available_memory_bytes() -> int | None:
-    """Returns the memory that can be had without swapping, bounded by the container's limit (cgroup v2).
-
-    None where the system does not say (not Linux).
-    """
-    try:
-        available = 1024 * _counter(pathlib.Path("/proc/meminfo"), "MemAvailable:")
-    except (OSError, ValueError):
-        return None
-    try:
-        limit = int((_CGROUP / "memory.max").read_text())
-        used = int((_CGROUP / "memory.current").read_text())
-        # Cached files count as used, but make room when memory is asked for.
-        cached = sum(_counter(_CGROUP / "memory.stat", which) for which in ("active_file", "inactive_file"))
-    except (OSError, ValueError):
-        return available  # no container, or one without a limit: "max"
-    return min(available, max(0, limit - used + cached))
-
-
-def _counter(path: pathlib.Path, name: str) -> int:
-    """Returns a number of a file whose lines are a name and a number. Raises OSError or ValueError."""
-    for line in path.read_text().splitlines():
-        key, number, *_ = line.split()
-        if key == name:
-            return int(number)
-    raise ValueError(f"{path} has no {name}")
+        `wants_all`: an output of every token is wanted.
+        """
+        begin = 0
+        rows = []
+        for chunk in chunks:
+            end = begin + len(chunk.tokens)
+            self._tokens[begin:end] = chunk.tokens
+            self._positions[begin:end] = np.arange(chunk.position, chunk.position + len(chunk.tokens))
+            self._slot_pointers[begin:end] = self._slots.ctypes.data + self._slots.itemsize * chunk.slot
+            self._wants_logits[begin:end] = wants_all
+            if chunk.wants_logits:
+                self._wants_logits[end - 1] = True
+            rows.append(end - 1 if chunk.wants_logits else -1)
+            begin = end
+        self.handle.n_tokens = begin
+        return rows

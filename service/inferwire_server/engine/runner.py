@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from .cells import CellOperation
-from .scheduler import Batch
+from .scheduler import Chunk
 from .sequence import SamplingParams
 
 
@@ -51,10 +51,13 @@ class Constraint(Protocol):
         """Whether nothing may follow any more."""
 
     def mask(self) -> npt.NDArray[np.int32]:
-        """Returns the tokens that may come next, a bit each, the lowest first. Valid until the next call."""
+        """Returns the tokens that may come next, a bit each, the lowest first. Valid until the next batch."""
 
     def accept(self, token: int) -> None:
         """Takes the token that came."""
+
+    def forced(self) -> list[int]:
+        """Returns the tokens that must come next, because there is no choice; may be none."""
 
 
 SamplerT = TypeVar("SamplerT", bound=Sampler)
@@ -67,13 +70,19 @@ class Runner(Protocol[SamplerT]):
     def vocabulary(self) -> Vocabulary:
         """The model's vocabulary."""
 
-    def decode(self, batch: Batch) -> list[int]:
+    def decode(self, chunks: Sequence[Chunk]) -> list[int]:
         """Computes a batch. Returns, per chunk, the row of its logits, or -1 for a chunk that wants none.
 
         Raises BatchRejected when this batch alone is at fault; any other exception means that the process must end.
         """
 
-    def new_sampler(self, sampling: SamplingParams, *, forbidden: Iterable[int] = ()) -> SamplerT:
+    def embed(self, chunks: Sequence[Chunk]) -> list[npt.NDArray[np.float32]]:
+        """Computes a batch. Returns, per chunk, the vectors [tokens, width] of its tokens. Rows are valid no longer.
+
+        Raises as `decode`.
+        """
+
+    def new_sampler(self, sampling: SamplingParams, *, forbidden: Collection[int] = ()) -> SamplerT:
         """Returns a sampler that never draws the `forbidden` tokens."""
 
     def sample(self, row: int, sampler: SamplerT, mask: npt.NDArray[np.int32] | None = None) -> int:

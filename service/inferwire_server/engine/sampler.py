@@ -7,10 +7,12 @@ A value that switches a sampler off leaves it out of the chain.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import llama_cpp
+import numpy as np
+import numpy.typing as npt
 
 from .sequence import SamplingParams
 
@@ -23,6 +25,8 @@ _MOST_BIAS = 1e20
 _FORBIDDEN = float("-inf")
 _MIROSTAT_M = 100
 _MIN_KEEP = 1
+# struct llama_token_data of include/llama.h
+_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 
 class LlamaSampler:
@@ -35,9 +39,15 @@ class LlamaSampler:
         *,
         num_vocab: int,
         context_length: int,
-        forbidden: Iterable[int] = (),
+        forbidden: Collection[int] = (),
     ) -> None:
         self._looks_back = sampling.looks_back
+        self.is_greedy = (
+            sampling.temperature < _LEAST_TEMPERATURE
+            and not sampling.looks_back
+            and not sampling.logit_bias
+            and not forbidden
+        )
         self.chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
         try:
             self._build(vocab, sampling, num_vocab, context_length, forbidden)
@@ -51,6 +61,22 @@ class LlamaSampler:
             for token in tokens:
                 llama_cpp.llama_sampler_accept(self.chain, token)
 
+    def draw(self, tokens: npt.NDArray[np.int64], logits: npt.NDArray[np.float32]) -> int:
+        """Draws one of some tokens [n], given their logits [n], and remembers it."""
+        candidates = np.zeros(len(tokens), dtype=_CANDIDATE)
+        candidates["id"] = tokens
+        candidates["logit"] = logits
+        array = llama_cpp.llama_token_data_array(
+            data=candidates.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_token_data)),
+            size=len(candidates),
+            selected=-1,
+            sorted=False,
+        )
+        llama_cpp.llama_sampler_apply(self.chain, ctypes.byref(array))
+        token = int(array.data[array.selected].id)
+        llama_cpp.llama_sampler_accept(self.chain, token)
+        return token
+
     def close(self) -> None:
         """Frees the chain; a second call does nothing."""
         if self.chain is not None:
@@ -63,7 +89,7 @@ class LlamaSampler:
         sampling: SamplingParams,
         num_vocab: int,
         context_length: int,
-        forbidden: Iterable[int],
+        forbidden: Collection[int],
     ) -> None:
         def window(tokens: int) -> int:
             return context_length if tokens < 0 else tokens

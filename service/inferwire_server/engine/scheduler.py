@@ -1,17 +1,29 @@
 """Decides which tokens of which sequences go into the next step, and how long a step may be.
 
 Pure: no thread, no clock, no llama. Decode comes first, so that a running stream gets a token in every step; what is left
-of the step's budget goes to prompts, oldest first, cut into chunks. A prompt whose beginning an older one is just computing
-waits for that part and shares it.
+of the step's budget goes to prompts, cut into chunks. A prompt whose beginning an older one is just computing waits for
+that part and shares it.
+
+Admission is optimistic: a sequence is let in when its prompt fits, not its whole answer. When the pool of cells is full, the
+newest sequence is preempted: it gives its cells back, waits at its old place in the queue, and is computed anew. So a full
+cache delays and never fails; whoever fits alone is finished in the end, because the oldest is never preempted.
+
+Principals take turns by what they were served (the virtual token counter of Sheng et al., "Fairness in Serving Large Language
+Models", 2024); within a principal a higher priority goes first, then who came first.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+from collections.abc import Collection, Iterable
 
-from .cells import MIN_SHARED_TOKENS, CellOperation, Cells, common_prefix
+from .cells import MIN_SHARED_TOKENS, CellOperation, Cells, Sharing, common_prefix
 from .sequence import Phase, Sequence
+
+# A second prompt gets a chunk in a step only if it has this many tokens: fewer cost nearly as much.
+MIN_CHUNK_TOKENS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,31 +39,40 @@ class Chunk:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """What one step computes, after the `operations` on cells. `admitted` got their slot in this decision."""
+    """What one step computes, after the `operations` on cells.
+
+    `chunks` are of completions, `embeddings` of texts whose vectors are wanted. `admitted` got their slot in this decision,
+    some of them not for the first time; `preempted` lost theirs.
+    """
 
     chunks: list[Chunk]
-    admitted: list[Sequence]
+    embeddings: list[Chunk] = dataclasses.field(default_factory=list)
+    admitted: list[Sequence] = dataclasses.field(default_factory=list)
+    preempted: list[Sequence] = dataclasses.field(default_factory=list)
     operations: list[CellOperation] = dataclasses.field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
         """Tokens of all chunks."""
-        return sum(len(chunk.tokens) for chunk in self.chunks)
+        return sum(len(chunk.tokens) for chunk in (*self.chunks, *self.embeddings))
 
     @property
     def num_prompt_tokens(self) -> int:
-        """Of these, prompt tokens."""
-        return sum(len(chunk.tokens) for chunk in self.chunks if chunk.sequence.phase is Phase.PREFILL)
+        """Of these, tokens that are not a decoding sequence's next one."""
+        chunks = (*self.chunks, *self.embeddings)
+        return sum(len(chunk.tokens) for chunk in chunks if chunk.sequence.phase is Phase.PREFILL)
 
 
 class Scheduler:
-    """Two queues: who waits for a slot, and who runs."""
+    """Two lists: who waits for a slot, and who runs, in the order of admission."""
 
     def __init__(self, *, cells: Cells, batch_size: int) -> None:
         self.cells = cells
         self._batch_size = batch_size
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
+        self._numbers = itertools.count(1)
+        self._served: dict[str, float] = {}
 
     def __repr__(self) -> str:
         return f"<Scheduler [waiting {len(self.waiting)} | running {len(self.running)} | {self.cells!r}]>"
@@ -62,67 +83,48 @@ class Scheduler:
         return sum(sequence.phase is Phase.DECODE for sequence in self.running)
 
     def add(self, sequence: Sequence) -> None:
-        """Queues a sequence behind those of the same or a higher priority."""
-        place = len(self.waiting)
-        while place > 0 and self.waiting[place - 1].priority < sequence.priority:
-            place -= 1
-        self.waiting.insert(place, sequence)
+        """Queues a sequence."""
+        sequence.number = next(self._numbers)
+        active = {other.principal for other in (*self.waiting, *self.running)}
+        if not active:
+            self._served.clear()
+        elif sequence.principal not in active:
+            # Having been away earns nothing: else the newcomer would shut out everybody else until it had caught up.
+            least = min(self._served.get(principal, 0.0) for principal in active)
+            self._served[sequence.principal] = max(self._served.get(sequence.principal, 0.0), least)
+        self.waiting.append(sequence)
+
+    def queue(self) -> list[Sequence]:
+        """Returns who waits, in the order in which they would be admitted now."""
+        return self._in_turn(self.waiting)
 
     def schedule(self, budget: int) -> Batch:
         """Returns the next step: every decoding sequence, and prompt chunks up to `budget` tokens in all."""
-        admitted = []
-        operations = []
-        while self.waiting and self.cells.num_free_slots:
-            sequence = self.waiting.pop(0)
-            sequence.slot, sequence.num_cached, needed = self.cells.acquire(
-                sequence.prompt, sequence.cache_key
-            )
-            sequence.num_computed = sequence.num_cached
-            sequence.phase = Phase.PREFILL
-            self.running.append(sequence)
-            admitted.append(sequence)
-            operations += needed
+        operations: list[CellOperation] = []
+        preempted = self._preempt(operations)
+        admitted = [] if preempted else self._admit(operations)
+        chunks = self._chunks(budget, operations)
+        while not chunks and self.running:
+            # Nobody decodes, and the pool is full of half-read prompts.
+            preempted.append(self._preempt_newest(operations))
+            chunks = self._chunks(budget, operations)
+        return Batch(
+            chunks=[chunk for chunk in chunks if chunk.sequence.vector is None],
+            embeddings=[chunk for chunk in chunks if chunk.sequence.vector is not None],
+            admitted=[sequence for sequence in admitted if sequence.slot is not None],
+            preempted=preempted,
+            operations=operations,
+        )
 
-        chunks = []
-        for sequence in self.running:
-            if sequence.phase is Phase.DECODE and sequence.slot is not None:
-                token = sequence.generated[-1]
-                chunks.append(
-                    Chunk(sequence, sequence.slot, [token], sequence.num_computed, wants_logits=True)
-                )
-        left = min(max(budget, len(chunks) + 1), self._batch_size) - len(chunks)
-        for place, sequence in enumerate(self.running):
-            if sequence.phase is Phase.PREFILL and sequence.slot is not None and left > 0:
-                if sequence.num_computed == sequence.num_cached:
-                    if self._is_computed_by(self.running[:place], sequence):
-                        continue
-                    sequence.num_cached, needed = self.cells.share(sequence.slot, sequence.prompt)
-                    sequence.num_computed = sequence.num_cached
-                    operations += needed
-                begin = sequence.num_computed
-                tokens = sequence.prompt[begin : begin + left]
-                last = begin + len(tokens) == len(sequence.prompt)
-                chunks.append(Chunk(sequence, sequence.slot, tokens, begin, wants_logits=last))
-                left -= len(tokens)
-        return Batch(chunks, admitted, operations)
-
-    def _is_computed_by(self, older: list[Sequence], sequence: Sequence) -> bool:
-        """Whether an older sequence is computing tokens that this one could share, so that waiting is cheaper."""
-        most = len(sequence.prompt) - 1
-        for other in older:
-            if other.phase is Phase.PREFILL and other.cache_key == sequence.cache_key and self.cells.shares:
-                shared = min(common_prefix(other.prompt, sequence.prompt), most)
-                if shared > max(other.num_computed, sequence.num_computed + MIN_SHARED_TOKENS - 1):
-                    return True
-        return False
-
-    def computed(self, batch: Batch) -> None:
-        """Counts a batch's tokens as computed; a prompt that is read whole turns to decoding."""
-        for chunk in batch.chunks:
+    def computed(self, chunks: Iterable[Chunk]) -> None:
+        """Counts tokens as computed; a sequence that is read whole turns to decoding."""
+        for chunk in chunks:
+            sequence = chunk.sequence
             self.cells.fill(chunk.slot, chunk.tokens)
-            chunk.sequence.num_computed += len(chunk.tokens)
-            if chunk.sequence.phase is Phase.PREFILL and chunk.sequence.num_prompt_left == 0:
-                chunk.sequence.phase = Phase.DECODE
+            sequence.num_computed += len(chunk.tokens)
+            self._served[sequence.principal] = self._served.get(sequence.principal, 0.0) + len(chunk.tokens)
+            if sequence.num_left == 0:
+                sequence.phase = Phase.DECODE
 
     def remove(self, sequence: Sequence, *, keep_cells: bool = True) -> list[CellOperation]:
         """Takes a sequence out, whatever it was doing. Returns what is to be done to the cells that it held."""
@@ -132,6 +134,146 @@ class Scheduler:
         self.running.remove(sequence)
         slot, sequence.slot = sequence.slot, None
         return self.cells.release(slot, keep=keep_cells)
+
+    def _in_turn(self, sequences: Collection[Sequence]) -> list[Sequence]:
+        """Sorts by what the principal was served, then by who of them came first; within one by priority and age."""
+        oldest: dict[str, int] = {}
+        for sequence in sequences:
+            oldest[sequence.principal] = min(oldest.get(sequence.principal, sequence.number), sequence.number)
+        return sorted(
+            sequences,
+            key=lambda sequence: (
+                self._served.get(sequence.principal, 0.0),
+                oldest[sequence.principal],
+                -sequence.priority,
+                sequence.number,
+            ),
+        )
+
+    # Who runs.
+
+    def _preempt(self, operations: list[CellOperation]) -> list[Sequence]:
+        """Takes sequences out, newest first, until those that decode have room for their next tokens."""
+        preempted = []
+        while len(self.running) > 1 and self._num_room < self._num_decode_tokens:
+            preempted.append(self._preempt_newest(operations))
+        return preempted
+
+    def _preempt_newest(self, operations: list[CellOperation]) -> Sequence:
+        sequence = self.running[-1]
+        operations += self.remove(sequence)
+        sequence.phase = Phase.WAITING
+        sequence.num_computed = sequence.num_acquired = 0
+        sequence.num_preemptions += 1
+        self.waiting.append(sequence)
+        return sequence
+
+    def _admit(self, operations: list[CellOperation]) -> list[Sequence]:
+        """Gives slots to those whose turn it is, as long as what they have to read fits beside all others."""
+        admitted: list[Sequence] = []
+        while self.waiting and self.cells.num_free_slots:
+            sequence = self.queue()[0]
+            if self.running and self._num_missing(sequence) > 0:
+                break  # nobody overtakes, or long prompts would wait for ever
+            self.waiting.remove(sequence)
+            tokens = sequence.prompt + sequence.generated
+            sequence.slot, shared, needed = self.cells.acquire(tokens, sequence.cache_key)
+            sequence.num_computed = sequence.num_acquired = shared
+            if not sequence.num_preemptions:
+                sequence.num_cached = shared
+            sequence.phase = Phase.PREFILL
+            self.running.append(sequence)
+            admitted.append(sequence)
+            operations += needed
+        return admitted
+
+    def _num_missing(self, sequence: Sequence) -> float:
+        """Returns how many cells there are too few to admit a sequence without preempting somebody soon."""
+        room = self._num_room
+        if math.isinf(room):
+            return 0
+        tokens = sequence.prompt + sequence.generated
+        shared = self.cells.num_to_share(tokens, sequence.cache_key)
+        if self.cells.sharing is Sharing.PREFIX:
+            for other in self.running:
+                if other.cache_key == sequence.cache_key:
+                    shared = max(shared, common_prefix(other.prompt, tokens))
+        promised = sum(other.num_left for other in self.running)
+        # A step more for everybody, so that who is let in is not put out at once.
+        return promised + len(tokens) - shared + len(self.running) + 1 - room
+
+    @property
+    def _num_room(self) -> float:
+        available = self.cells.num_available
+        return math.inf if available is None else available
+
+    @property
+    def _num_decode_tokens(self) -> int:
+        return sum(sequence.num_left for sequence in self.running if sequence.phase is Phase.DECODE)
+
+    # What is computed.
+
+    def _chunks(self, budget: int, operations: list[CellOperation]) -> list[Chunk]:
+        """Returns the next tokens of whoever decodes, then chunks of prompts; and makes room for them."""
+        chunks: list[Chunk] = []
+        most = min(self._batch_size, self._num_room)
+        decoding = [sequence for sequence in self.running if sequence.phase is Phase.DECODE]
+        for place, sequence in enumerate(decoding):
+            # Forced tokens make it several; every other stream keeps its place in the step.
+            room = min(int(most) - (len(decoding) - 1 - place), sequence.num_left)
+            chunks.append(self._chunk(sequence, room))
+            most -= room
+        most = min(most, max(1, budget - sum(len(chunk.tokens) for chunk in chunks)))
+        prefilling = [sequence for sequence in self.running if sequence.phase is Phase.PREFILL]
+        for sequence in self._in_turn(prefilling):
+            is_first = len(chunks) == len(decoding)
+            if most < (1 if is_first else min(MIN_CHUNK_TOKENS, sequence.num_left)):
+                break
+            if sequence.is_indivisible and most < sequence.num_left:
+                if not is_first:
+                    continue
+                most = sequence.num_left
+            if sequence.num_computed == sequence.num_acquired:
+                if self._is_computed_by_older(sequence):
+                    continue
+                self._share(sequence, operations)
+            chunk = self._chunk(sequence, int(most))
+            chunks.append(chunk)
+            most -= len(chunk.tokens)
+        operations += self.cells.make_room(sum(len(chunk.tokens) for chunk in chunks))
+        # llama.cpp computes neighbouring slots together, if they come in order.
+        return sorted(chunks, key=lambda chunk: chunk.slot)
+
+    def _chunk(self, sequence: Sequence, most: int) -> Chunk:
+        assert sequence.slot is not None, "runs without a slot"
+        tokens = sequence.next_tokens(most)
+        begin = sequence.num_computed
+        return Chunk(
+            sequence, sequence.slot, tokens, begin, wants_logits=begin + len(tokens) == sequence.num_tokens
+        )
+
+    def _share(self, sequence: Sequence, operations: list[CellOperation]) -> None:
+        """Takes over what another sequence has computed since this one got its slot."""
+        assert sequence.slot is not None, "runs without a slot"
+        shared, needed = self.cells.share(sequence.slot, sequence.prompt + sequence.generated)
+        sequence.num_computed = sequence.num_acquired = shared
+        if not sequence.num_preemptions:
+            sequence.num_cached = shared
+        operations += needed
+
+    def _is_computed_by_older(self, sequence: Sequence) -> bool:
+        """Whether an older sequence is computing tokens that this one could share, so that waiting is cheaper."""
+        if self.cells.sharing is not Sharing.PREFIX:
+            return False
+        most = sequence.num_tokens - 1
+        for other in self.running:
+            if other is sequence:
+                return False
+            if other.phase is Phase.PREFILL and other.cache_key == sequence.cache_key:
+                shared = min(common_prefix(other.prompt, sequence.prompt), most)
+                if shared > max(other.num_computed, sequence.num_computed + MIN_SHARED_TOKENS - 1):
+                    return True
+        return False
 
 
 class StepBudget:

@@ -15,6 +15,7 @@ from inferwire.v1 import inference_pb2 as pb
 from .detokenizer import TextStream
 
 if TYPE_CHECKING:
+    from .embedding import PooledVector
     from .runner import Constraint
 
 
@@ -66,7 +67,7 @@ class Phase(enum.Enum):
 
 @dataclasses.dataclass(eq=False)
 class Sequence:
-    """One completion. The scheduler owns `phase`, `slot` and `num_computed`; the engine owns the rest."""
+    """One completion, or with `vector` one embedding. The scheduler owns `phase`, `slot` and what it counts; the engine owns the rest."""
 
     sequence_id: int
     prompt: list[int]
@@ -78,6 +79,7 @@ class Sequence:
     time_limit: float
     deadline: float | None = None
     priority: int = 0
+    principal: str = ""
     cache_key: str = ""
     stop_tokens: frozenset[int] = frozenset()
     repetition_limit: int = 0
@@ -88,11 +90,16 @@ class Sequence:
     want_progress: bool = False
     want_token_ids: bool = False
     want_message: bool = False
+    vector: PooledVector | None = None
+    is_indivisible: bool = False
 
     phase: Phase = Phase.WAITING
+    number: int = 0
     slot: int | None = None
+    num_acquired: int = 0
     num_computed: int = 0
     num_cached: int = 0
+    num_preemptions: int = 0
 
     generated: list[int] = dataclasses.field(default_factory=list)
     answer: list[str] = dataclasses.field(default_factory=list)
@@ -114,6 +121,20 @@ class Sequence:
         )
 
     @property
-    def num_prompt_left(self) -> int:
-        """Prompt tokens that no cell holds yet."""
-        return max(0, len(self.prompt) - self.num_computed)
+    def num_tokens(self) -> int:
+        """Prompt and answer so far."""
+        return len(self.prompt) + len(self.generated)
+
+    @property
+    def num_left(self) -> int:
+        """Tokens that no cell holds yet. One while it decodes: the token that was drawn last."""
+        return self.num_tokens - self.num_computed
+
+    def next_tokens(self, most: int) -> list[int]:
+        """Returns the first tokens that no cell holds yet, `most` at most."""
+        begin = self.num_computed
+        if begin < len(self.prompt):
+            tokens = self.prompt[begin : begin + most]
+            return tokens + self.generated[: most - len(tokens)]
+        begin -= len(self.prompt)
+        return self.generated[begin : begin + most]

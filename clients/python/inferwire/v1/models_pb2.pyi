@@ -168,7 +168,7 @@ class RemoteSource(_message.Message):
     def __init__(self, backend: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
 
 class LoadConfig(_message.Message):
-    __slots__ = ("context_length", "parallel_sequences", "gpu_layers", "threads", "batch_threads", "batch_size", "micro_batch_size", "key_cache_type", "value_cache_type", "flash_attention", "lora_adapters", "draft", "rope", "mmap", "mlock", "tensor_split", "main_gpu", "chat_template", "chat_family", "deterministic")
+    __slots__ = ("context_length", "parallel_sequences", "gpu_layers", "threads", "batch_threads", "batch_size", "micro_batch_size", "key_cache_type", "value_cache_type", "flash_attention", "lora_adapters", "draft", "rope", "mmap", "mlock", "tensor_split", "main_gpu", "chat_template", "chat_family", "deterministic", "cache_tokens")
     CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
     PARALLEL_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     GPU_LAYERS_FIELD_NUMBER: _ClassVar[int]
@@ -189,6 +189,7 @@ class LoadConfig(_message.Message):
     CHAT_TEMPLATE_FIELD_NUMBER: _ClassVar[int]
     CHAT_FAMILY_FIELD_NUMBER: _ClassVar[int]
     DETERMINISTIC_FIELD_NUMBER: _ClassVar[int]
+    CACHE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     context_length: int
     parallel_sequences: int
     gpu_layers: int
@@ -209,7 +210,8 @@ class LoadConfig(_message.Message):
     chat_template: str
     chat_family: str
     deterministic: bool
-    def __init__(self, context_length: _Optional[int] = ..., parallel_sequences: _Optional[int] = ..., gpu_layers: _Optional[int] = ..., threads: _Optional[int] = ..., batch_threads: _Optional[int] = ..., batch_size: _Optional[int] = ..., micro_batch_size: _Optional[int] = ..., key_cache_type: _Optional[_Union[CacheType, str]] = ..., value_cache_type: _Optional[_Union[CacheType, str]] = ..., flash_attention: _Optional[_Union[FlashAttention, str]] = ..., lora_adapters: _Optional[_Iterable[_Union[LoraAdapter, _Mapping]]] = ..., draft: _Optional[_Union[DraftModel, _Mapping]] = ..., rope: _Optional[_Union[Rope, _Mapping]] = ..., mmap: bool = ..., mlock: bool = ..., tensor_split: _Optional[_Iterable[float]] = ..., main_gpu: _Optional[int] = ..., chat_template: _Optional[str] = ..., chat_family: _Optional[str] = ..., deterministic: bool = ...) -> None: ...
+    cache_tokens: int
+    def __init__(self, context_length: _Optional[int] = ..., parallel_sequences: _Optional[int] = ..., gpu_layers: _Optional[int] = ..., threads: _Optional[int] = ..., batch_threads: _Optional[int] = ..., batch_size: _Optional[int] = ..., micro_batch_size: _Optional[int] = ..., key_cache_type: _Optional[_Union[CacheType, str]] = ..., value_cache_type: _Optional[_Union[CacheType, str]] = ..., flash_attention: _Optional[_Union[FlashAttention, str]] = ..., lora_adapters: _Optional[_Iterable[_Union[LoraAdapter, _Mapping]]] = ..., draft: _Optional[_Union[DraftModel, _Mapping]] = ..., rope: _Optional[_Union[Rope, _Mapping]] = ..., mmap: bool = ..., mlock: bool = ..., tensor_split: _Optional[_Iterable[float]] = ..., main_gpu: _Optional[int] = ..., chat_template: _Optional[str] = ..., chat_family: _Optional[str] = ..., deterministic: bool = ..., cache_tokens: _Optional[int] = ...) -> None: ...
 
 class LoraAdapter(_message.Message):
     __slots__ = ("source", "scale")

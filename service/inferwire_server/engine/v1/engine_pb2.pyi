@@ -10,19 +10,21 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Command(_message.Message):
-    __slots__ = ("load", "submit", "cancel", "query")
+    __slots__ = ("load", "submit", "cancel", "query", "embed")
     LOAD_FIELD_NUMBER: _ClassVar[int]
     SUBMIT_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
     QUERY_FIELD_NUMBER: _ClassVar[int]
+    EMBED_FIELD_NUMBER: _ClassVar[int]
     load: LoadCommand
     submit: SubmitCommand
     cancel: CancelCommand
     query: QueryCommand
-    def __init__(self, load: _Optional[_Union[LoadCommand, _Mapping]] = ..., submit: _Optional[_Union[SubmitCommand, _Mapping]] = ..., cancel: _Optional[_Union[CancelCommand, _Mapping]] = ..., query: _Optional[_Union[QueryCommand, _Mapping]] = ...) -> None: ...
+    embed: EmbedCommand
+    def __init__(self, load: _Optional[_Union[LoadCommand, _Mapping]] = ..., submit: _Optional[_Union[SubmitCommand, _Mapping]] = ..., cancel: _Optional[_Union[CancelCommand, _Mapping]] = ..., query: _Optional[_Union[QueryCommand, _Mapping]] = ..., embed: _Optional[_Union[EmbedCommand, _Mapping]] = ...) -> None: ...
 
 class LoadCommand(_message.Message):
-    __slots__ = ("path", "model", "instance_id", "config", "max_decode_step_seconds", "max_prefill_step_seconds", "max_prompt_bytes")
+    __slots__ = ("path", "model", "instance_id", "config", "max_decode_step_seconds", "max_prefill_step_seconds", "max_prompt_bytes", "adapter_paths")
     PATH_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
@@ -30,6 +32,7 @@ class LoadCommand(_message.Message):
     MAX_DECODE_STEP_SECONDS_FIELD_NUMBER: _ClassVar[int]
     MAX_PREFILL_STEP_SECONDS_FIELD_NUMBER: _ClassVar[int]
     MAX_PROMPT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_PATHS_FIELD_NUMBER: _ClassVar[int]
     path: str
     model: str
     instance_id: str
@@ -37,7 +40,8 @@ class LoadCommand(_message.Message):
     max_decode_step_seconds: float
     max_prefill_step_seconds: float
     max_prompt_bytes: int
-    def __init__(self, path: _Optional[str] = ..., model: _Optional[str] = ..., instance_id: _Optional[str] = ..., config: _Optional[_Union[_models_pb2.LoadConfig, _Mapping]] = ..., max_decode_step_seconds: _Optional[float] = ..., max_prefill_step_seconds: _Optional[float] = ..., max_prompt_bytes: _Optional[int] = ...) -> None: ...
+    adapter_paths: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, path: _Optional[str] = ..., model: _Optional[str] = ..., instance_id: _Optional[str] = ..., config: _Optional[_Union[_models_pb2.LoadConfig, _Mapping]] = ..., max_decode_step_seconds: _Optional[float] = ..., max_prefill_step_seconds: _Optional[float] = ..., max_prompt_bytes: _Optional[int] = ..., adapter_paths: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SubmitCommand(_message.Message):
     __slots__ = ("sequence_id", "request_id", "request", "deadline_seconds", "time_limit_seconds", "principal")
@@ -54,6 +58,26 @@ class SubmitCommand(_message.Message):
     time_limit_seconds: float
     principal: str
     def __init__(self, sequence_id: _Optional[int] = ..., request_id: _Optional[str] = ..., request: _Optional[_Union[_inference_pb2.CompleteRequest, _Mapping]] = ..., deadline_seconds: _Optional[float] = ..., time_limit_seconds: _Optional[float] = ..., principal: _Optional[str] = ...) -> None: ...
+
+class EmbedCommand(_message.Message):
+    __slots__ = ("sequence_id", "input", "index", "pooling", "dimensions", "normalize", "deadline_seconds", "principal")
+    SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
+    INPUT_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    POOLING_FIELD_NUMBER: _ClassVar[int]
+    DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
+    NORMALIZE_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PRINCIPAL_FIELD_NUMBER: _ClassVar[int]
+    sequence_id: int
+    input: str
+    index: int
+    pooling: _inference_pb2.Pooling
+    dimensions: int
+    normalize: bool
+    deadline_seconds: float
+    principal: str
+    def __init__(self, sequence_id: _Optional[int] = ..., input: _Optional[str] = ..., index: _Optional[int] = ..., pooling: _Optional[_Union[_inference_pb2.Pooling, str]] = ..., dimensions: _Optional[int] = ..., normalize: bool = ..., deadline_seconds: _Optional[float] = ..., principal: _Optional[str] = ...) -> None: ...
 
 class CancelCommand(_message.Message):
     __slots__ = ("sequence_id",)
@@ -110,16 +134,26 @@ class StepReport(_message.Message):
     def __init__(self, sequences: _Optional[_Iterable[_Union[SequenceEvents, _Mapping]]] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., cells_used: _Optional[int] = ..., cells_cached: _Optional[int] = ...) -> None: ...
 
 class SequenceEvents(_message.Message):
-    __slots__ = ("sequence_id", "events", "error", "generated_tokens")
+    __slots__ = ("sequence_id", "events", "error", "generated_tokens", "embedded")
     SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
     EVENTS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDED_FIELD_NUMBER: _ClassVar[int]
     sequence_id: int
     events: _containers.RepeatedCompositeFieldContainer[_inference_pb2.StreamCompleteResponse]
     error: EngineError
     generated_tokens: int
-    def __init__(self, sequence_id: _Optional[int] = ..., events: _Optional[_Iterable[_Union[_inference_pb2.StreamCompleteResponse, _Mapping]]] = ..., error: _Optional[_Union[EngineError, _Mapping]] = ..., generated_tokens: _Optional[int] = ...) -> None: ...
+    embedded: Embedded
+    def __init__(self, sequence_id: _Optional[int] = ..., events: _Optional[_Iterable[_Union[_inference_pb2.StreamCompleteResponse, _Mapping]]] = ..., error: _Optional[_Union[EngineError, _Mapping]] = ..., generated_tokens: _Optional[int] = ..., embedded: _Optional[_Union[Embedded, _Mapping]] = ...) -> None: ...
+
+class Embedded(_message.Message):
+    __slots__ = ("values", "prompt_tokens")
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    values: _containers.RepeatedScalarFieldContainer[float]
+    prompt_tokens: int
+    def __init__(self, values: _Optional[_Iterable[float]] = ..., prompt_tokens: _Optional[int] = ...) -> None: ...
 
 class EngineError(_message.Message):
     __slots__ = ("reason", "message", "metadata", "violations", "detail")
