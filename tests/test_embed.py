@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import gguf
@@ -116,6 +116,18 @@ async def test_an_encoder_embeds_and_completes_nothing(
         with pytest.raises(InferwireError) as caught:
             await client.embed(["x" * 100])
         assert "CONTEXT_LENGTH_EXCEEDED" == caught.value.reason
+
+
+@pytest.mark.parametrize("write", [architectures.write_bert, architectures.write_gemma_embedding])
+async def test_an_encoder_is_found_out(tmp_path: pathlib.Path, write: Callable[..., pathlib.Path]) -> None:
+    """Also one whose file does not say so: each token's vector depends on what follows it."""
+    path = str(write(tmp_path / "encoder.gguf"))
+    config = {"context_length": 128, "parallel_sequences": 1, "threads": 1}
+    async with running(models={"encoder": ModelSettings(path=path, config=config)}) as (_, client):
+        texts = ["a" * 90 + "b", "a" * 90 + "c"]
+        one, other = vectors(await client.embed(texts, pooling=pb.POOLING_CLS))
+        assert not np.allclose(one, other, atol=TOLERANCE)
+        assert not (await client.get_model("encoder")).capabilities.prompt
 
 
 async def test_lengths_and_dimensions(client: AsyncClient) -> None:

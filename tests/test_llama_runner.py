@@ -27,7 +27,7 @@ from inferwire_server.engine.runner import BatchRejected
 from inferwire_server.engine.scheduler import Chunk
 from inferwire_server.engine.sequence import SamplingParams, Sequence
 from inferwire_server.models import demo_model_path
-from tests.models import tiny
+from tests.models import architectures, tiny
 
 Logits = npt.NDArray[np.float32]
 
@@ -341,6 +341,15 @@ def test_unset_means_the_defaults_that_the_contract_says(tiny_path: pathlib.Path
         deterministic=False,
         cache_tokens=8 * tiny.CONTEXT_LENGTH,
     )
+
+
+def test_learnt_positions_are_not_stretched(tmp_path: pathlib.Path) -> None:
+    """Beyond the last of them llama.cpp aborts, whatever rope says."""
+    path = architectures.write_bert(tmp_path / "bert.gguf")
+    trained = load(path, parallel_sequences=1).model.description.training_context_length
+    with pytest.raises(errors.InvalidRequest) as caught:
+        load(path, context_length=trained + 1, rope=models_pb2.Rope(freq_base=1e6))
+    assert "config.context_length" == caught.value.violations[0][0]
 
 
 def test_a_long_context_is_cut_to_the_default(tmp_path: pathlib.Path) -> None:

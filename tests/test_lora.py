@@ -62,6 +62,15 @@ async def test_an_operator_names_adapters_in_the_configuration(root: pathlib.Pat
         assert await say(client)
 
 
+async def test_an_adapter_of_no_numbers_is_refused(root: pathlib.Path) -> None:
+    """llama.cpp would take it and say the first token for ever."""
+    architectures.write_lora(root / "nan.gguf", alpha=float("nan"))
+    async with running(model_roots=[str(root)]) as (_, client):
+        with pytest.raises(InferwireError) as caught:
+            await client.load(load(("nan.gguf", None)))
+        assert "MODEL_FILE_INVALID" == caught.value.reason
+
+
 @pytest.mark.parametrize(
     ("path", "reason"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 
 import pytest
@@ -218,6 +219,28 @@ class TestFairness:
         scheduler.add(make_sequence(3, range(8), principal="one"))
         scheduler.add(make_sequence(4, range(8), principal="one", priority=9))
         assert [2, 4, 3] == [sequence.sequence_id for sequence in scheduler.queue()]
+
+
+@settings(max_examples=150)
+@given(seed=st.integers(0, 1 << 32), num_cells=st.integers(64, 160))
+def test_a_pool_is_never_overdrawn(seed: int, num_cells: int) -> None:
+    """Prompts that share beginnings with what is cached, held and just being computed, in a pool that is always full."""
+    draw = random.Random(seed)
+    roots = [[draw.randrange(2, 90) for _ in range(48)] for _ in range(2)]
+    bench = Bench(num_slots=6, batch_size=24, sharing=Sharing.PREFIX, num_cells=num_cells)
+    sequences = []
+    for number in range(16):
+        root = draw.choice(roots)
+        prompt = [*root[: draw.randrange(1, 49)], draw.randrange(2, 90)]
+        sequences.append(
+            make_sequence(number, prompt, max_tokens=draw.randrange(1, 64 - len(prompt)), ignore_eos=True)
+        )
+        bench.at_report(draw.randrange(1, 60), functools.partial(bench.submit, sequences[-1]))
+    bench.run(make_sequence(99, [0], max_tokens=63, ignore_eos=True))
+    for sequence in sequences:
+        usage = bench.events[sequence.sequence_id][-1].completion.usage
+        assert sequence.max_tokens == usage.completion_tokens
+    bench.assert_nothing_held()
 
 
 @settings(max_examples=60)

@@ -127,6 +127,8 @@ class EngineProcess:
             _warm_up_sequence(min(WARM_UP_TOKENS, config.context_length - 1), embeds=not model.is_causal)
         )
         warm_up.run_until_idle()
+        if model.is_causal and not runner.computes_numbers():
+            raise errors.ModelFileInvalid("the model computes values that are no numbers")
         self._engine = Engine(
             runner=runner,
             scheduler=scheduler,

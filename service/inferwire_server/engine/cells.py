@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import itertools
+import math
 from collections.abc import Iterable
 from collections.abc import Sequence as Tokens
 
@@ -154,10 +155,12 @@ class Cells:
             operations.append(Trim(slot.index, length))
         return operations
 
-    def num_to_share(self, prompt: Tokens[int], cache_key: str) -> int:
-        """Returns how many tokens of a prompt are in cells that a sequence holds, and need none of their own."""
+    def find(self, prompt: Tokens[int], cache_key: str) -> tuple[int, int]:
+        """Returns how many of a prompt's tokens `acquire` would find, and how many of their cells nobody holds yet."""
         source, length = self._best(self._slots, prompt, cache_key)
-        return length if source is not None and source.is_held else 0
+        if source is None:
+            return 0, 0
+        return length, self._num_unheld(source.cells[:length])
 
     def acquire(self, prompt: Tokens[int], cache_key: str) -> tuple[int, int, list[CellOperation]]:
         """Takes a free slot for a prompt. Returns it, how many of the prompt's tokens it holds, and what to do first.
@@ -189,8 +192,13 @@ class Cells:
         target.cache_key = cache_key
         return target.index, len(target.tokens), operations
 
-    def share(self, slot: int, prompt: Tokens[int]) -> tuple[int, list[CellOperation]]:
-        """Looks again for tokens that a held slot could have from another one by now. Returns as `acquire` does."""
+    def share(
+        self, slot: int, prompt: Tokens[int], *, room: float = math.inf
+    ) -> tuple[int, list[CellOperation]]:
+        """Looks again for tokens that a held slot could have from another one by now. Returns as `acquire` does.
+
+        `room`: so many cells of the pool may turn from cached ones to held ones by this.
+        """
         target = self._slots[slot]
         others = [other for other in self._slots if other is not target]
         source, shared = self._best(others, prompt, target.cache_key)
@@ -198,6 +206,7 @@ class Cells:
             source is None
             or self.sharing is not Sharing.PREFIX
             or shared < len(target.tokens) + MIN_SHARED_TOKENS
+            or self._num_unheld(source.cells[:shared]) > room
         ):
             return len(target.tokens), []
         self._copy(source, target, shared)
@@ -256,6 +265,9 @@ class Cells:
             or self.sharing is Sharing.WHOLE
             or len(source.tokens) - length <= MAX_LOST_TOKENS
         )
+
+    def _num_unheld(self, cells: list[int]) -> int:
+        return sum(cell not in self._held_users for cell in cells)
 
     def _hold(self, slot: Slot) -> None:
         slot.is_held = True

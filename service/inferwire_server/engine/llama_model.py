@@ -28,6 +28,11 @@ DEFAULT_BATCH_SIZE = 512
 # llama.cpp rounds each sequence's buffer up to this many cells.
 CELLS_MULTIPLE = 256
 
+# Their files do not say so; llama.cpp knows them by name (src/models).
+_NOT_CAUSAL = frozenset({"gemma-embedding", "dream", "llada", "llada-moe", "rnd1"})
+# Positions of these are learnt, one vector each: beyond the last there is none, and llama.cpp aborts.
+_LEARNT_POSITIONS = frozenset({"bert", "gpt2", "starcoder"})
+
 _POOLINGS = {1: pb.POOLING_MEAN, 2: pb.POOLING_CLS, 3: pb.POOLING_LAST}
 """enum llama_pooling_type of include/llama.h -> ours."""
 
@@ -217,6 +222,8 @@ class LlamaModel:
     @functools.cached_property
     def is_causal(self) -> bool:
         """Whether tokens see only what is before them. A model that is not causal embeds, and completes nothing."""
+        if self.architecture in _NOT_CAUSAL:
+            return False
         return self._metadata(f"{self.architecture}.attention.causal") != "false"
 
     @property
@@ -271,6 +278,11 @@ class LlamaModel:
             raise errors.ModelFileInvalid("the model's own context is too short to be served")
         if not config.HasField("context_length"):
             config.context_length = min(trained, DEFAULT_CONTEXT_LENGTH)
+        elif config.context_length > trained and self.architecture in _LEARNT_POSITIONS:
+            raise errors.InvalidRequest(
+                "the context is longer than the model's own, and its positions cannot be stretched",
+                violations=[("config.context_length", f"at most {trained}")],
+            )
         elif config.context_length > trained and not config.HasField("rope"):
             raise errors.InvalidRequest(
                 "the context is longer than the model's own; set config.rope to stretch it",

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from inferwire.v1 import models_pb2
+from inferwire_server import errors
 
 from .cells import CellOperation, Copy
 from .llama_model import LlamaModel
@@ -44,6 +45,10 @@ class LlamaRunner:
         self.config = self.model.config
         self._context = self.model.new_context()
         self._memory = llama_cpp.llama_get_memory(self._context)
+        if self.model.is_causal and not self._memory:
+            raise errors.ModelFileInvalid(
+                "the model remembers nothing that it read, so it cannot complete text"
+            )
         self._batch = _TokenBatch(self.config.batch_size, num_slots=self.config.parallel_sequences)
 
     def __repr__(self) -> str:
@@ -144,6 +149,10 @@ class LlamaRunner:
             best = best[np.argsort(-logits[best], kind="stable")]
             top = [(int(candidate), float(logits[candidate])) for candidate in best]
         return float(logits[token]), top
+
+    def computes_numbers(self) -> bool:
+        """Whether the last logits are finite. Broken weights, or an adapter's, make them NaN, and llama.cpp says nothing."""
+        return bool(np.isfinite(self._logits(-1)).all())
 
     def _logits(self, row: int) -> npt.NDArray[np.float32]:
         """Returns a row's logits [vocabulary] as llama.cpp holds them: a view, not a copy."""

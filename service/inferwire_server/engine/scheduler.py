@@ -193,14 +193,16 @@ class Scheduler:
         if math.isinf(room):
             return 0
         tokens = sequence.prompt + sequence.generated
-        shared = self.cells.num_to_share(tokens, sequence.cache_key)
+        found, unheld = self.cells.find(tokens, sequence.cache_key)
+        needed = unheld + len(tokens) - found
         if self.cells.sharing is Sharing.PREFIX:
             for other in self.running:
                 if other.cache_key == sequence.cache_key:
-                    shared = max(shared, common_prefix(other.prompt, tokens))
+                    coming = common_prefix(other.prompt, tokens)
+                    needed = min(needed, max(unheld, len(tokens) - coming))
         promised = sum(other.num_left for other in self.running)
         # A step more for everybody, so that who is let in is not put out at once.
-        return promised + len(tokens) - shared + len(self.running) + 1 - room
+        return promised + needed + len(self.running) + 1 - room
 
     @property
     def _num_room(self) -> float:
@@ -236,7 +238,11 @@ class Scheduler:
             if sequence.num_computed == sequence.num_acquired:
                 if self._is_computed_by_older(sequence):
                     continue
-                self._share(sequence, operations)
+                planned = sum(len(chunk.tokens) for chunk in chunks)
+                self._share(sequence, operations, room=self._num_room - planned)
+                most = min(most, self._num_room - planned)
+                if most < 1:
+                    break
             chunk = self._chunk(sequence, int(most))
             chunks.append(chunk)
             most -= len(chunk.tokens)
@@ -252,10 +258,11 @@ class Scheduler:
             sequence, sequence.slot, tokens, begin, wants_logits=begin + len(tokens) == sequence.num_tokens
         )
 
-    def _share(self, sequence: Sequence, operations: list[CellOperation]) -> None:
+    def _share(self, sequence: Sequence, operations: list[CellOperation], *, room: float) -> None:
         """Takes over what another sequence has computed since this one got its slot."""
         assert sequence.slot is not None, "runs without a slot"
-        shared, needed = self.cells.share(sequence.slot, sequence.prompt + sequence.generated)
+        tokens = sequence.prompt + sequence.generated
+        shared, needed = self.cells.share(sequence.slot, tokens, room=room)
         sequence.num_computed = sequence.num_acquired = shared
         if not sequence.num_preemptions:
             sequence.num_cached = shared
