@@ -95,7 +95,7 @@ def test_threads_of_the_engine_live_in_two_files(library: str) -> None:
     assert inside <= set(server("engine.engine", "engine.__main__"))
 
 
-@pytest.mark.parametrize("name", ["scheduler", "cells", "sequence", "detokenizer"])
+@pytest.mark.parametrize("name", ["scheduler", "cells", "sequence", "detokenizer", "embedding"])
 def test_the_core_of_the_engine_is_pure(name: str) -> None:
     """No thread, no clock, no llama, no socket: its tests take a millisecond."""
     impure = (

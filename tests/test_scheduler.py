@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from inferwire_server.engine.cells import Cells, Sharing, Trim
-from inferwire_server.engine.scheduler import MIN_CHUNK_TOKENS, Batch, Scheduler, StepBudget
+from inferwire_server.engine.scheduler import MIN_CHUNK_TOKENS, Allowance, Batch, Scheduler, StepBudget
 from inferwire_server.engine.sequence import Phase, Sequence
 from tests.engine_fakes import make_sequence
 
@@ -22,7 +22,7 @@ def make_scheduler(*, num_slots: int = 2, batch_size: int = 16) -> Scheduler:
 
 def take_step(scheduler: Scheduler, budget: int = 16) -> Batch:
     """A step whose decoding sequences all get one more token."""
-    batch = scheduler.schedule(budget)
+    batch = scheduler.schedule(Allowance(budget))
     scheduler.computed(batch.chunks)
     for chunk in batch.chunks:
         if chunk.wants_logits:
@@ -114,7 +114,7 @@ class TestSchedule:
         """A budget beyond the batch size is cut."""
         scheduler = make_scheduler(batch_size=4)
         scheduler.add(make_sequence(1, [0] * 30))
-        assert 4 == scheduler.schedule(1000).num_tokens
+        assert 4 == scheduler.schedule(Allowance(1000)).num_tokens
 
     def test_who_has_no_slot_waits(self) -> None:
         """No more sequences run than there are slots; a freed slot goes to the next at once."""
@@ -130,7 +130,7 @@ class TestSchedule:
         )
         slot = sequences[0].slot
         assert [Trim(slot or 0, 0)] == scheduler.remove(sequences[0])
-        assert [sequences[2]] == scheduler.schedule(8).admitted
+        assert [sequences[2]] == scheduler.schedule(Allowance(8)).admitted
         assert slot == sequences[2].slot
 
     @given(st.lists(st.integers(-2, 2), max_size=12))
@@ -155,7 +155,7 @@ class TestSchedule:
         assert ([] if steps == 0 else [Trim(0, 0)]) == scheduler.remove(sequence)
         assert (2, 0) == (scheduler.cells.num_free_slots, scheduler.cells.num_used)
         assert [] == scheduler.waiting + scheduler.running
-        assert [] == scheduler.schedule(8).chunks
+        assert [] == scheduler.schedule(Allowance(8)).chunks
 
     def test_prompt_tokens_are_counted_apart(self) -> None:
         """The budget learns from prompt tokens; those of decoding streams are not among them."""
@@ -163,7 +163,7 @@ class TestSchedule:
         scheduler.add(make_sequence(1, [0]))
         take_step(scheduler)
         scheduler.add(make_sequence(2, [0] * 5))
-        batch = scheduler.schedule(16)
+        batch = scheduler.schedule(Allowance(16))
         assert (6, 5, 1) == (batch.num_tokens, batch.num_prompt_tokens, scheduler.num_decoding)
 
 
@@ -190,7 +190,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         before = {number: sequence.num_computed for number, sequence in self.alive.items()}
         decoding = [sequence for sequence in self.scheduler.running if sequence.phase is Phase.DECODE]
         queue = self.scheduler.queue()
-        batch = self.scheduler.schedule(budget)
+        batch = self.scheduler.schedule(Allowance(budget))
         assert queue == batch.admitted + self.scheduler.queue()
         chunked = [chunk.sequence for chunk in batch.chunks]
         assert set(decoding) <= set(chunked)
@@ -365,3 +365,70 @@ class TestStepBudget:
         budget.observe(num_prompt_tokens=0, num_decoding=1, seconds=0.002)
         budget.observe(num_prompt_tokens=10, num_decoding=0, seconds=0.005)
         assert "<StepBudget [decode step 2.0 ms | prompt token 0.50 ms]>" == repr(budget)
+
+
+class TestGathering:
+    """Who is read first waits for others, so that they decode together."""
+
+    ALLOWANCE = Allowance(8, gather_each=20, gather_all=40)
+
+    def steps(self, scheduler: Scheduler, allowance: Allowance = ALLOWANCE) -> list[list[tuple[int, bool]]]:
+        """(tokens, wants logits) of each chunk of each step, until somebody decodes."""
+        steps = []
+        while not scheduler.num_decoding:
+            batch = scheduler.schedule(allowance)
+            scheduler.computed(batch.chunks)
+            steps.append([(len(chunk.tokens), chunk.wants_logits) for chunk in batch.chunks])
+        return steps
+
+    def test_prompts_that_come_together_begin_together(self) -> None:
+        """All but their last tokens are read first; these make one step."""
+        scheduler = make_scheduler(num_slots=3)
+        for number in range(3):
+            scheduler.add(make_sequence(number, [0] * 9))
+        assert [[(8, False)], [(8, False)], [(8, False)], [(1, True)] * 3] == self.steps(scheduler)
+
+    def test_who_is_alone_waits_for_nobody(self) -> None:
+        """A single prompt is read whole."""
+        scheduler = make_scheduler()
+        scheduler.add(make_sequence(1, [0] * 10))
+        assert [[(8, False)], [(2, True)]] == self.steps(scheduler)
+
+    def test_nobody_waits_for_a_long_prompt(self) -> None:
+        """A short one begins as soon as it is read."""
+        scheduler = make_scheduler()
+        scheduler.add(make_sequence(1, [0] * 6))
+        scheduler.add(make_sequence(2, [0] * 31, max_tokens=1))
+        scheduler.add(make_sequence(3, [0] * 31, max_tokens=1))
+        assert [(6, True)] == self.steps(scheduler, Allowance(8, gather_each=12, gather_all=40))[0]
+
+    def test_nobody_waits_for_ever(self) -> None:
+        """Not when others keep coming: after so many tokens those who are read begin."""
+        scheduler = make_scheduler(num_slots=30, batch_size=32)
+        for number in range(30):
+            scheduler.add(make_sequence(number, [0] * 9))
+        steps = self.steps(scheduler)
+        assert 5 <= len(steps) <= 7
+        assert [(1, True)] * (len(steps) - 1) == steps[-1][: len(steps) - 1]
+
+    def test_a_second_gathering_is_as_long_as_the_first(self) -> None:
+        """What was waited once does not count the next time."""
+        scheduler = make_scheduler(num_slots=3)
+        for _ in range(3):
+            for number in range(3):
+                scheduler.add(make_sequence(number, [0] * 9))
+            assert [(1, True)] * 3 == self.steps(scheduler)[-1]
+            for sequence in list(scheduler.running):
+                scheduler.remove(sequence)
+
+    def test_who_decodes_does_not_wait(self) -> None:
+        """Nobody is held back for newcomers once it decodes."""
+        scheduler = make_scheduler(num_slots=3)
+        scheduler.add(make_sequence(1, [0]))
+        take_step(scheduler)
+        scheduler.add(make_sequence(2, [0] * 6))
+        scheduler.add(make_sequence(3, [0] * 6))
+        batch = scheduler.schedule(self.ALLOWANCE)
+        assert [(1, 1, True), (6, 0, True)] == [
+            (len(chunk.tokens), chunk.position, chunk.wants_logits) for chunk in batch.chunks
+        ]

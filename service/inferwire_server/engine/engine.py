@@ -82,7 +82,7 @@ class Engine(Generic[SamplerT]):
     def step(self) -> None:
         """Takes one step and emits its report."""
         self._expire(self._clock())
-        batch = self._scheduler.schedule(self._budget.tokens(self._scheduler.num_decoding))
+        batch = self._scheduler.schedule(self._budget.allowance(self._scheduler.num_decoding))
         begin = self._clock()
         for sequence in batch.admitted:
             if sequence.admitted is not None:

@@ -4,6 +4,9 @@ Pure: no thread, no clock, no llama. Decode comes first, so that a running strea
 of the step's budget goes to prompts, cut into chunks. A prompt whose beginning an older one is just computing waits for
 that part and shares it.
 
+When several prompts come at once and nobody decodes yet, who is read first waits for the others, within bounds: a step of
+sixteen sequences costs little more than one of four, so those who decode together are all done sooner.
+
 Admission is optimistic: a sequence is let in when its prompt fits, not its whole answer. When the pool of cells is full, the
 newest sequence is preempted: it gives its cells back, waits at its old place in the queue, and is computed anew. So a full
 cache delays and never fails; whoever fits alone is finished in the end, because the oldest is never preempted.
@@ -24,6 +27,8 @@ from .sequence import Phase, Sequence
 
 # A second prompt gets a chunk in a step only if it has this many tokens: fewer cost nearly as much.
 MIN_CHUNK_TOKENS = 16
+# Nobody waits for prompts that take longer than this to read, each.
+GATHER_EACH_SECONDS = 0.75
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +40,19 @@ class Chunk:
     tokens: list[int]
     position: int
     wants_logits: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Allowance:
+    """How much a step may compute, in tokens: `budget` in all.
+
+    Those who could decode may wait for others as long as these have `gather_each` tokens to read on average, and not after
+    `gather_all` were read meanwhile.
+    """
+
+    budget: int
+    gather_each: int = 0
+    gather_all: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +91,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self._numbers = itertools.count(1)
         self._served: dict[str, float] = {}
+        self._num_gathered = 0
 
     def __repr__(self) -> str:
         return f"<Scheduler [waiting {len(self.waiting)} | running {len(self.running)} | {self.cells!r}]>"
@@ -98,16 +117,16 @@ class Scheduler:
         """Returns who waits, in the order in which they would be admitted now."""
         return self._in_turn(self.waiting)
 
-    def schedule(self, budget: int) -> Batch:
-        """Returns the next step: every decoding sequence, and prompt chunks up to `budget` tokens in all."""
+    def schedule(self, allowance: Allowance) -> Batch:
+        """Returns the next step: every decoding sequence, and prompt chunks as far as the allowance goes."""
         operations: list[CellOperation] = []
         preempted = self._preempt(operations)
         admitted = [] if preempted else self._admit(operations)
-        chunks = self._chunks(budget, operations)
+        chunks = self._chunks(allowance, operations)
         while not chunks and self.running:
             # Nobody decodes, and the pool is full of half-read prompts.
             preempted.append(self._preempt_newest(operations))
-            chunks = self._chunks(budget, operations)
+            chunks = self._chunks(allowance, operations)
         return Batch(
             chunks=[chunk for chunk in chunks if chunk.sequence.vector is None],
             embeddings=[chunk for chunk in chunks if chunk.sequence.vector is not None],
@@ -215,7 +234,7 @@ class Scheduler:
 
     # What is computed.
 
-    def _chunks(self, budget: int, operations: list[CellOperation]) -> list[Chunk]:
+    def _chunks(self, allowance: Allowance, operations: list[CellOperation]) -> list[Chunk]:
         """Returns the next tokens of whoever decodes, then chunks of prompts; and makes room for them."""
         chunks: list[Chunk] = []
         most = min(self._batch_size, self._num_room)
@@ -225,9 +244,12 @@ class Scheduler:
             room = min(int(most) - (len(decoding) - 1 - place), sequence.num_left)
             chunks.append(self._chunk(sequence, room))
             most -= room
-        most = min(most, max(1, budget - sum(len(chunk.tokens) for chunk in chunks)))
+        most = min(most, max(1, allowance.budget - sum(len(chunk.tokens) for chunk in chunks)))
         prefilling = [sequence for sequence in self.running if sequence.phase is Phase.PREFILL]
+        gathers = not decoding and self._gathers(prefilling, allowance)
         for sequence in self._in_turn(prefilling):
+            if gathers and sequence.vector is None and sequence.num_left == 1:
+                continue
             is_first = len(chunks) == len(decoding)
             if most < (1 if is_first else min(MIN_CHUNK_TOKENS, sequence.num_left)):
                 break
@@ -243,12 +265,30 @@ class Scheduler:
                 most = min(most, self._num_room - planned)
                 if most < 1:
                     break
-            chunk = self._chunk(sequence, int(most))
+            # Who waits for others is read but for its last token, whose logits begin the answer.
+            keeps_last = gathers and sequence.vector is None and sequence.num_left > 1
+            chunk = self._chunk(sequence, min(int(most), sequence.num_left - keeps_last))
             chunks.append(chunk)
             most -= len(chunk.tokens)
         operations += self.cells.make_room(sum(len(chunk.tokens) for chunk in chunks))
         # llama.cpp computes neighbouring slots together, if they come in order.
         return sorted(chunks, key=lambda chunk: chunk.slot)
+
+    def _gathers(self, prefilling: list[Sequence], allowance: Allowance) -> bool:
+        """Whether those who are read wait, because others will be read soon too."""
+        completions = [sequence for sequence in prefilling if sequence.vector is None]
+        unread = [
+            sequence
+            for sequence in completions
+            if sequence.num_left > 1
+            and not (sequence.num_computed == sequence.num_acquired and self._is_computed_by_older(sequence))
+        ]
+        if len(completions) < 2 or not unread:
+            return False
+        left = sum(sequence.num_left for sequence in unread)
+        waits = any(sequence.num_left == 1 for sequence in completions)
+        self._num_gathered = self._num_gathered + min(left, allowance.budget) if waits else 0
+        return left <= allowance.gather_each * len(unread) and self._num_gathered <= allowance.gather_all
 
     def _chunk(self, sequence: Sequence, most: int) -> Chunk:
         assert sequence.slot is not None, "runs without a slot"
@@ -302,11 +342,13 @@ class StepBudget:
         batch_size: int,
         max_decode_step_seconds: float,
         max_prefill_step_seconds: float,
+        max_gather_seconds: float = 0.0,
         fixed_tokens: int | None = None,
     ) -> None:
         self._batch_size = batch_size
         self._max_decode_step_seconds = max_decode_step_seconds
         self._max_prefill_step_seconds = max_prefill_step_seconds
+        self._max_gather_seconds = max_gather_seconds
         self._fixed_tokens = fixed_tokens
         self._decode_seconds = 0.0
         self._prompt_token_seconds = math.inf
@@ -315,6 +357,16 @@ class StepBudget:
         return (
             f"<StepBudget [decode step {self._decode_seconds * 1e3:.1f} ms | "
             f"prompt token {self._prompt_token_seconds * 1e3:.2f} ms]>"
+        )
+
+    def allowance(self, num_decoding: int) -> Allowance:
+        """Returns what the next step may compute."""
+        if self._fixed_tokens is not None or math.isinf(self._prompt_token_seconds):
+            return Allowance(self.tokens(num_decoding))
+        return Allowance(
+            self.tokens(num_decoding),
+            gather_each=int(GATHER_EACH_SECONDS / self._prompt_token_seconds),
+            gather_all=int(self._max_gather_seconds / self._prompt_token_seconds),
         )
 
     def tokens(self, num_decoding: int) -> int:
