@@ -204,3 +204,50 @@ async def test_the_demo_model_says_the_same_with_a_shared_beginning(deterministi
             salted.scheduling.cache_salt = "mine"
             salted.stopping.max_tokens = 1
             assert 0 == (await client.complete(salted)).completion.usage.cached_prompt_tokens
+
+
+class TestNeighbours:
+    """Slots that are held stand in a row, because llama.cpp computes every group of neighbours apart."""
+
+    @staticmethod
+    def groups(held: set[int]) -> int:
+        return sum(slot - 1 not in held for slot in held)
+
+    @settings(max_examples=100)
+    @given(seed=st.integers(0, 1 << 32))
+    def test_a_burst_is_one_group_whatever_was_before(self, seed: int) -> None:
+        """Any number of sequences that come when nobody runs; what is cached lies anywhere."""
+        draw = random.Random(seed)
+        cells = Cells(num_slots=16, cells_per_slot=200)
+        for _ in range(6):
+            held = {}
+            for _ in range(draw.randrange(1, 17)):
+                prompt = [draw.randrange(3)] * draw.randrange(1, 190)
+                slot, shared, _ = cells.acquire(prompt, "")
+                cells.fill(slot, prompt[shared:])
+                held[slot] = prompt
+            assert self.groups(set(held)) <= 2
+            for slot in draw.sample(sorted(held), len(held)):
+                cells.release(slot)
+
+    def test_a_good_place_costs_no_good_cache(self) -> None:
+        """What lies there is moved to the slot that was used least recently, before it is overwritten."""
+        cells = Cells(num_slots=3, cells_per_slot=200)
+        for token in (1, 2, 3):
+            slot, _, _ = cells.acquire([token] * 100, "")
+            cells.fill(slot, [token] * 100)
+        cells.release(0)
+        cells.release(1)
+        # Slot 1 is next to slot 2, which runs; slot 0 was used before it.
+        assert (1, 0, [Copy(1, 0, 100), Trim(1, 0)]) == cells.acquire([9] * 100, "")
+        assert [2] * 100 == cells.tokens(0)
+
+    def test_a_conversation_moves_to_where_the_others_are(self) -> None:
+        """Copying its beginning is cheaper than to compute it apart in every step."""
+        cells = Cells(num_slots=4, cells_per_slot=200)
+        slots = [cells.acquire([token] * 100, "")[0] for token in range(4)]
+        for slot in slots:
+            cells.fill(slot, [slot] * 100)
+        for slot in (2, 3, 1):
+            cells.release(slot)
+        assert (1, 100, [Copy(1, 2, 100), Copy(3, 1, 100)]) == cells.acquire([3] * 101, "")

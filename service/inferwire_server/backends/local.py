@@ -43,7 +43,7 @@ KEPT_ENVIRONMENT = (
 # How long a computing thread turns in circles at a barrier before it sleeps. By default for milliseconds, which is a
 # disaster as soon as anybody else wants a core: the thread that it waits for does not get one. Measured on 2 cores beside a
 # process that keeps one busy: a token of one stream takes 41 ms and not up to 2.7 s; on quiet cores nothing is lost.
-SPIN_COUNT = "1000"
+SPIN_COUNT = "4000"
 # Texts of one Embed that the engine has at a time.
 EMBED_WINDOW = 8
 NUM_LOG_LINES_KEPT = 20
