@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from inferwire_server.engine.cells import Cells, Sharing, Trim
-from inferwire_server.engine.scheduler import MIN_CHUNK_TOKENS, Allowance, Batch, Scheduler, StepBudget
+from inferwire_server.engine.scheduler import MIN_CHUNK_TOKENS, Allowance, Batch, Chunk, Scheduler, StepBudget
 from inferwire_server.engine.sequence import Phase, Sequence
-from tests.engine_fakes import make_sequence
+from tests.engine_fakes import Bench, make_sequence, text_of
 
 CELLS_PER_SLOT = 32
 
@@ -383,10 +383,10 @@ class TestGathering:
 
     def test_prompts_that_come_together_begin_together(self) -> None:
         """All but their last tokens are read first; these make one step."""
-        scheduler = make_scheduler(num_slots=3)
-        for number in range(3):
+        scheduler = make_scheduler(num_slots=6)
+        for number in range(6):
             scheduler.add(make_sequence(number, [0] * 9))
-        assert [[(8, False)], [(8, False)], [(8, False)], [(1, True)] * 3] == self.steps(scheduler)
+        assert [*([[(8, False)]] * 6), [(1, True)] * 6] == self.steps(scheduler)
 
     def test_who_is_alone_waits_for_nobody(self) -> None:
         """A single prompt is read whole."""
@@ -394,12 +394,19 @@ class TestGathering:
         scheduler.add(make_sequence(1, [0] * 10))
         assert [[(8, False)], [(2, True)]] == self.steps(scheduler)
 
-    def test_nobody_waits_for_a_long_prompt(self) -> None:
+    def test_a_few_gain_nothing_by_waiting(self) -> None:
+        """They begin as soon as they are read."""
+        scheduler = make_scheduler(num_slots=5)
+        for number in range(5):
+            scheduler.add(make_sequence(number, [0] * 8))
+        assert [(8, True)] == self.steps(scheduler)[0]
+
+    def test_nobody_waits_for_long_prompts(self) -> None:
         """A short one begins as soon as it is read."""
-        scheduler = make_scheduler()
+        scheduler = make_scheduler(num_slots=6)
         scheduler.add(make_sequence(1, [0] * 6))
-        scheduler.add(make_sequence(2, [0] * 31, max_tokens=1))
-        scheduler.add(make_sequence(3, [0] * 31, max_tokens=1))
+        for number in range(2, 7):
+            scheduler.add(make_sequence(number, [0] * 31, max_tokens=1))
         assert [(6, True)] == self.steps(scheduler, Allowance(8, gather_each=12, gather_all=40))[0]
 
     def test_nobody_waits_for_ever(self) -> None:
@@ -413,11 +420,11 @@ class TestGathering:
 
     def test_a_second_gathering_is_as_long_as_the_first(self) -> None:
         """What was waited once does not count the next time."""
-        scheduler = make_scheduler(num_slots=3)
+        scheduler = make_scheduler(num_slots=6)
         for _ in range(3):
-            for number in range(3):
-                scheduler.add(make_sequence(number, [0] * 9))
-            assert [(1, True)] * 3 == self.steps(scheduler)[-1]
+            for number in range(6):
+                scheduler.add(make_sequence(number, [0] * 7))
+            assert [(1, True)] * 6 == self.steps(scheduler)[-1]
             for sequence in list(scheduler.running):
                 scheduler.remove(sequence)
 
@@ -432,3 +439,29 @@ class TestGathering:
         assert [(1, 1, True), (6, 0, True)] == [
             (len(chunk.tokens), chunk.position, chunk.wants_logits) for chunk in batch.chunks
         ]
+
+    def test_who_is_read_waits_for_those_who_came_meanwhile(self) -> None:
+        """A burst does not arrive at once: the first is read alone, and still begins with the others."""
+        bench = Bench(num_slots=8, batch_size=16, sharing=Sharing.PREFIX)
+        bench.engine._budget.allowance = lambda num_decoding: Allowance(16, gather_each=20, gather_all=400)
+        others = [make_sequence(number, [number] * 9, max_tokens=4) for number in range(1, 8)]
+        first = make_sequence(0, [0] * 9, max_tokens=4)
+        decode = bench.runner.decode
+
+        def decode_while_others_come(chunks: list[Chunk]) -> list[int]:
+            bench.submit(*others)
+            others.clear()
+            return decode(chunks)
+
+        bench.runner.decode = decode_while_others_come
+        bench.run(first)
+        assert 9 == bench.runner.batches[0].num_tokens
+        begins = [
+            [chunk.sequence for chunk in batch.chunks if chunk.wants_logits]
+            for batch in bench.runner.batches[1:]
+        ]
+        assert 8 == len(next(filter(None, begins)))
+        for number in range(8):
+            alone = Bench(num_slots=1).run(make_sequence(number, [number] * 9, max_tokens=4))
+            assert text_of(alone) == text_of(bench.events[number])
+        bench.assert_nothing_held()

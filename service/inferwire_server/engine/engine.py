@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import queue
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import Generic
 
@@ -18,8 +18,9 @@ from google.protobuf.duration_pb2 import Duration
 from inferwire.v1 import inference_pb2 as pb
 from inferwire_server import errors, wire
 
+from .cells import Trim
 from .runner import BatchRejected, Constraint, Runner, SamplerT
-from .scheduler import Chunk, Scheduler, StepBudget
+from .scheduler import Allowance, Chunk, Scheduler, StepBudget
 from .sequence import Sequence
 from .v1 import engine_pb2
 
@@ -49,6 +50,8 @@ class Engine(Generic[SamplerT]):
         self._emit = emit
         self._clock = clock
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._taken: deque[Command] = deque()
+        self._allowance = Allowance(0)
         self._sequences: dict[int, Sequence] = {}
         self._samplers: dict[int, SamplerT] = {}
         self._events: defaultdict[int, engine_pb2.SequenceEvents] = defaultdict(engine_pb2.SequenceEvents)
@@ -75,14 +78,15 @@ class Engine(Generic[SamplerT]):
 
     def run_until_idle(self) -> None:
         """Steps until no sequence is left; for a warm-up, and for tests. `stop` must not have been called."""
-        while not self._inbox.empty() or self._sequences:
+        while self._taken or not self._inbox.empty() or self._sequences:
             self._take_commands(wait=False)
             self.step()
 
     def step(self) -> None:
         """Takes one step and emits its report."""
         self._expire(self._clock())
-        batch = self._scheduler.schedule(self._budget.allowance(self._scheduler.num_decoding))
+        self._allowance = self._budget.allowance(self._scheduler.num_decoding)
+        batch = self._scheduler.schedule(self._allowance)
         begin = self._clock()
         for sequence in batch.admitted:
             if sequence.admitted is not None:
@@ -112,7 +116,11 @@ class Engine(Generic[SamplerT]):
         """Takes what is in the inbox; while there is no work, waits for some if `wait`. False means stop."""
         while True:
             try:
-                command = self._inbox.get(block=wait and not self._sequences)
+                command = (
+                    self._taken.popleft()
+                    if self._taken
+                    else self._inbox.get(block=wait and not self._sequences)
+                )
             except queue.Empty:
                 return True
             if command is None:
@@ -124,6 +132,14 @@ class Engine(Generic[SamplerT]):
                 self._drop(self._sequences[command])
                 # Nobody may be left to step for, and still the gateway must see that the cells are free.
                 self._send()
+
+    def _coming(self) -> list[Sequence]:
+        """Returns who came since the step began. They stay in line: the next step takes them."""
+        while True:
+            try:
+                self._taken.append(self._inbox.get_nowait())
+            except queue.Empty:
+                return [command for command in self._taken if isinstance(command, Sequence)]
 
     def _expire(self, now: float) -> None:
         for sequence in list(self._sequences.values()):
@@ -149,6 +165,13 @@ class Engine(Generic[SamplerT]):
 
     def _complete(self, chunks: list[Chunk]) -> None:
         rows = self._runner.decode(chunks)
+        counted = self._scheduler.defer(chunks, self._coming(), self._allowance)
+        for chunk, deferred in zip(chunks, counted, strict=True):
+            if deferred is not chunk:
+                length = deferred.position + len(deferred.tokens)
+                self._runner.arrange([Trim(chunk.slot, length)])
+        rows = [row if chunk.wants_logits else -1 for chunk, row in zip(counted, rows, strict=True)]
+        chunks = counted
         self._scheduler.computed(chunks)
         now = self._clock()
         self._compute_masks(

@@ -29,6 +29,9 @@ from .sequence import Phase, Sequence
 MIN_CHUNK_TOKENS = 16
 # Nobody waits for prompts that take longer than this to read, each.
 GATHER_EACH_SECONDS = 0.75
+# Nor for so few that nothing is gained: llama.cpp's kernels for processors take as long for four sequences as for one
+# four times, and hardly longer for eight.
+MIN_GATHERED = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +147,28 @@ class Scheduler:
             self._served[sequence.principal] = self._served.get(sequence.principal, 0.0) + len(chunk.tokens)
             if sequence.num_left == 0:
                 sequence.phase = Phase.DECODE
+
+    def defer(self, chunks: list[Chunk], coming: list[Sequence], allowance: Allowance) -> list[Chunk]:
+        """Decides, after `chunks` were computed, whether those who are read by them should wait for who came meanwhile.
+
+        Returns the chunks as they are to be counted: who is to wait has not read its last token, and its logits are not used.
+        """
+        num_left = sum(len(sequence.prompt) for sequence in coming)
+        if (
+            not coming
+            or self.num_decoding
+            or len(coming) + len(self.running) < MIN_GATHERED
+            or num_left > allowance.gather_each * len(coming)
+            or not self.cells.num_free_slots
+            or self.cells.sharing is not Sharing.PREFIX
+        ):
+            return chunks
+        return [
+            dataclasses.replace(chunk, tokens=chunk.tokens[:-1], wants_logits=False)
+            if chunk.wants_logits and len(chunk.tokens) > 1
+            else chunk
+            for chunk in chunks
+        ]
 
     def remove(self, sequence: Sequence, *, keep_cells: bool = True) -> list[CellOperation]:
         """Takes a sequence out, whatever it was doing. Returns what is to be done to the cells that it held."""
@@ -283,7 +308,7 @@ class Scheduler:
             if sequence.num_left > 1
             and not (sequence.num_computed == sequence.num_acquired and self._is_computed_by_older(sequence))
         ]
-        if len(completions) < 2 or not unread:
+        if len(completions) < MIN_GATHERED or not unread:
             return False
         left = sum(sequence.num_left for sequence in unread)
         waits = any(sequence.num_left == 1 for sequence in completions)
