@@ -174,7 +174,7 @@ class Cells:
         target = free[0]
         operations: list[CellOperation] = []
         source, length = self._best(self._slots, prompt, cache_key)
-        if source is not None and not source.is_held and self._may_go_on(source, target, length):
+        if source is not None and not source.is_held and self._may_go_on(source, length):
             target = source
             if len(target.tokens) > length:
                 operations.append(Trim(target.index, length))
@@ -261,12 +261,10 @@ class Cells:
                 best, length = slot, shared
         return best, length if best else 0
 
-    def _may_go_on(self, source: Slot, target: Slot, length: int) -> bool:
-        """Whether a cached slot is gone on with where it is, instead of being kept, or copied to a better place."""
-        if self.sharing is Sharing.WHOLE:
-            return True
-        is_as_near = self._pool is not None or self._num_groups_more(source) <= self._num_groups_more(target)
-        return is_as_near and len(source.tokens) - length <= MAX_LOST_TOKENS
+    def _may_go_on(self, source: Slot, length: int) -> bool:
+        """Whether a cached slot is gone on with where it is, instead of being kept and copied."""
+        # Users who chat at the same time were admitted next to each other, and stand so again when each stays in place.
+        return self.sharing is Sharing.WHOLE or len(source.tokens) - length <= MAX_LOST_TOKENS
 
     def _place(self, slot: Slot) -> tuple[int, bool, int, int]:
         """Orders free slots: near those that are held, then empty ones, then the least recently used."""
