@@ -10,7 +10,7 @@ SETUP = $(PYTHON) tools/setup_env.py
 BIN = .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test setup lint format types generate check-generate bench-stream bench-cancel train lock clean
+.PHONY: help serve test setup lint format types generate check-generate bench bench-stream bench-cancel train lock clean
 
 help: ## Show this list
 	@echo "make TARGET [ADDRESS=$(ADDRESS)] [ARGS='more arguments'] [PYTHON=python3.12]"
@@ -51,6 +51,9 @@ generate: .venv-generate/stamp ## Generate the Python code of the contract anew
 check-generate: .venv-generate/stamp ## Check that the generated code is fresh
 	tools/generate.sh .venv-generate/bin/python --check
 
+bench: .venv-bench/stamp ## Measure the engine beside its peers (most of an hour; QUICK=1: minutes; ONLY=W1,W3; MODEL=path)
+	@.venv-bench/bin/python -m bench $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY)) $(if $(MODEL),--model $(MODEL)) $(ARGS)
+
 bench-stream: ## Measure what a streamed event costs, beside a bare grpc.aio stream (minutes)
 	@$(SETUP) --dev
 	$(BIN)/python -m bench.stream $(ARGS)
@@ -67,7 +70,7 @@ lock: .venv-lock/stamp ## Lock the requirements anew (ARGS goes to uv, such as -
 	tools/lock.sh .venv-lock/bin/uv $(ARGS)
 
 clean: ## Remove everything that is made here, the environments too
-	rm -rf .venv .venv-generate .venv-lock .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-bench .venv-generate .venv-lock .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv-generate/stamp: requirements/generate.txt
@@ -75,6 +78,19 @@ clean: ## Remove everything that is made here, the environments too
 	@$(PYTHON) -m venv --clear .venv-generate
 	@.venv-generate/bin/python -m pip install -q --disable-pip-version-check --require-hashes --no-deps -r $<
 	@touch $@
+
+# It sees the packages of .venv too, llama-cpp-python among them, and goes stale when that one is made anew.
+.venv-bench/stamp: requirements/bench.txt .venv/pyvenv.cfg
+	@$(SETUP)
+	@echo "==> Making .venv-bench"
+	@$(BIN)/python -m venv --clear .venv-bench
+	@.venv-bench/bin/python -m pip install -q --disable-pip-version-check --require-hashes --no-deps -r $<
+	@echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
+		> $$(.venv-bench/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/inferwire.pth
+	@touch $@
+
+.venv/pyvenv.cfg:
+	@$(SETUP)
 
 .venv-lock/stamp:
 	@echo "==> Making .venv-lock"

@@ -29,6 +29,7 @@ from inferwire.v1 import inference_pb2 as pb
 
 METHOD = "/inferwire.v1.InferenceService/StreamComplete"
 EVENT = pb.StreamCompleteResponse(text=pb.TextDelta(text=" token"))
+OURS, BARE = "scripted", "bare grpc.aio"
 RESULTS = pathlib.Path(__file__).parent / "results"
 
 
@@ -85,38 +86,41 @@ async def measure(server: psutil.Process, address: str, request: bytes) -> dict[
     return {"events_per_second": count / seconds, "cpu_us_per_event": cpu / count * 1e6}
 
 
-async def run(num_events: int, rounds: int) -> dict[str, object]:
-    """Measures both servers in turn, and returns medians and their ratios."""
+async def samples(num_events: int, rounds: int) -> dict[str, list[dict[str, float]]]:
+    """Measures both servers in turn. Returns what each round gave."""
     per_round = num_events // rounds
     script = json.dumps({"events": [{"text": EVENT.text.text, "repeat": per_round}]})
     requests = {
-        "scripted": pb.CompleteRequest(model="scripted", prompt=script).SerializeToString(),
-        "bare grpc.aio": str(per_round).encode(),
+        OURS: pb.CompleteRequest(model="scripted", prompt=script).SerializeToString(),
+        BARE: str(per_round).encode(),
     }
-    samples: dict[str, list[dict[str, float]]] = {name: [] for name in requests}
+    taken: dict[str, list[dict[str, float]]] = {name: [] for name in requests}
     with (
         running("inferwire_server.cli", "serve", "--scripted", "--address", "127.0.0.1:0") as ours,
         running("bench.stream", "--bare") as bare,
     ):
-        servers = {"scripted": ours, "bare grpc.aio": bare}
+        servers = {OURS: ours, BARE: bare}
         for name, (process, address) in servers.items():  # warm up
             await measure(process, address, requests[name])
         for _ in range(rounds):
             for name, (process, address) in servers.items():
-                samples[name].append(await measure(process, address, requests[name]))
+                taken[name].append(await measure(process, address, requests[name]))
+    return taken
+
+
+async def run(num_events: int, rounds: int) -> dict[str, object]:
+    """Measures both servers, and returns medians and their ratios."""
+    taken = await samples(num_events, rounds)
     medians = {
-        name: {key: round(statistics.median(sample[key] for sample in taken), 1) for key in taken[0]}
-        for name, taken in samples.items()
+        name: {key: round(statistics.median(sample[key] for sample in rounds_), 1) for key in rounds_[0]}
+        for name, rounds_ in taken.items()
     }
-    ours_median, bare_median = medians["scripted"], medians["bare grpc.aio"]
+    ours, bare = medians[OURS], medians[BARE]
     return {
-        "events_each": per_round * rounds,
+        "events_each": num_events // rounds * rounds,
         "rounds": rounds,
         "medians": medians,
-        "ratios": {
-            key: round(ours_median[key] / bare_median[key], 2)
-            for key in ("events_per_second", "cpu_us_per_event")
-        },
+        "ratios": {key: round(ours[key] / bare[key], 2) for key in ("events_per_second", "cpu_us_per_event")},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
     }
 

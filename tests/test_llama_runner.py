@@ -343,6 +343,25 @@ def test_unset_means_the_defaults_that_the_contract_says(tiny_path: pathlib.Path
     )
 
 
+def test_a_small_cache_is_one_buffer_for_all(tiny_path: pathlib.Path) -> None:
+    """llama.cpp then has that many cells, in one stream, and each sequence may still have its whole context."""
+    runner = load(tiny_path, context_length=256, parallel_sequences=4, cache_tokens=512)
+    assert runner.model._context_params().kv_unified
+    assert (512, 512) == (
+        llama_cpp.llama_n_ctx(runner._context),
+        llama_cpp.llama_n_ctx_seq(runner._context),
+    )
+    assert 512 == runner.model.num_pooled_cells
+
+
+@pytest.mark.parametrize("cache_tokens", [255, 4 * 256 + 1])
+def test_a_cache_holds_one_context_and_no_more_than_all(tiny_path: pathlib.Path, cache_tokens: int) -> None:
+    """Less could not finish a long request, and more would never be used."""
+    with pytest.raises(errors.InvalidRequest) as caught:
+        load(tiny_path, context_length=256, parallel_sequences=4, cache_tokens=cache_tokens)
+    assert [("config.cache_tokens", "from 256 to 1024")] == list(caught.value.violations)
+
+
 def test_learnt_positions_are_not_stretched(tmp_path: pathlib.Path) -> None:
     """Beyond the last of them llama.cpp aborts, whatever rope says."""
     path = architectures.write_bert(tmp_path / "bert.gguf")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from inferwire_server.engine.cells import Cells, Sharing, Trim
-from inferwire_server.engine.scheduler import MIN_CHUNK_TOKENS, Allowance, Batch, Chunk, Scheduler, StepBudget
+from inferwire_server.engine.scheduler import MIN_CHUNK_TOKENS, Allowance, Batch, Scheduler, StepBudget
 from inferwire_server.engine.sequence import Phase, Sequence
 from tests.engine_fakes import Bench, make_sequence, text_of
 
@@ -367,6 +367,16 @@ class TestStepBudget:
         assert "<StepBudget [decode step 2.0 ms | prompt token 0.50 ms]>" == repr(budget)
 
 
+class Generous(StepBudget):
+    """Lets everybody wait for short prompts."""
+
+    def __init__(self) -> None:
+        super().__init__(batch_size=16, max_decode_step_seconds=1, max_prefill_step_seconds=1)
+
+    def allowance(self, num_decoding: int) -> Allowance:
+        return Allowance(16, gather_each=20, gather_all=400)
+
+
 class TestGathering:
     """Who is read first waits for others, so that they decode together."""
 
@@ -443,17 +453,16 @@ class TestGathering:
     def test_who_is_read_waits_for_those_who_came_meanwhile(self) -> None:
         """A burst does not arrive at once: the first is read alone, and still begins with the others."""
         bench = Bench(num_slots=8, batch_size=16, sharing=Sharing.PREFIX)
-        bench.engine._budget.allowance = lambda num_decoding: Allowance(16, gather_each=20, gather_all=400)
+        bench.engine._budget = Generous()
         others = [make_sequence(number, [number] * 9, max_tokens=4) for number in range(1, 8)]
         first = make_sequence(0, [0] * 9, max_tokens=4)
-        decode = bench.runner.decode
 
-        def decode_while_others_come(chunks: list[Chunk]) -> list[int]:
+        def others_come(batch: Batch) -> bool:
             bench.submit(*others)
             others.clear()
-            return decode(chunks)
+            return False
 
-        bench.runner.decode = decode_while_others_come
+        bench.runner.rejects = others_come
         bench.run(first)
         assert 9 == bench.runner.batches[0].num_tokens
         begins = [

@@ -166,13 +166,17 @@ def build_llama(requirement: str) -> None:
     lock = VENV / "llama.txt"
     lock.write_text(requirement)
     options = ["-v", "--require-hashes", "--no-deps", "--no-build-isolation"]
-    command = pip_command("install", *options, "-r", lock)
-    environment = {"CMAKE_BUILD_PARALLEL_LEVEL": str(cores), **os.environ, "PYTHONUNBUFFERED": "1"}
+    run_showing_progress(pip_command("install", *options, "-r", lock), BUILD_LOG)
+
+
+def run_showing_progress(command: list[str], log_file: Path) -> None:
+    """Runs a build by ninja to its end, with its output in a log, and shows how far it is; raises SetupError."""
+    environment = {"CMAKE_BUILD_PARALLEL_LEVEL": str(num_cores()), **os.environ, "PYTHONUNBUFFERED": "1"}
     # scikit-build-core finds cmake and ninja as modules of .venv. PATH is for what these call in turn.
     environment["PATH"] = f"{PYTHON.parent}{os.pathsep}{environment.get('PATH', os.defpath)}"
 
     progress = Progress()
-    with BUILD_LOG.open("w") as log:
+    with log_file.open("w") as log:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -189,14 +193,14 @@ def build_llama(requirement: str) -> None:
                 log.flush()
                 progress.update(line)
         except KeyboardInterrupt:
-            # Ctrl-C has reached pip and the compilers as well.
-            print("\n    stopping: pip removes its temporary files", flush=True)
+            # Ctrl-C has reached the build and the compilers as well.
+            print("\n    stopping: temporary files are removed", flush=True)
             raise
         finally:
             process.wait()
             progress.end()
     if process.returncode != 0:
-        raise failed(command, process.returncode, BUILD_LOG)
+        raise failed(command, process.returncode, log_file)
     done(progress.started)
 
 

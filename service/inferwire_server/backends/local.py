@@ -121,7 +121,7 @@ class LocalBackend:
                         config=self._config,
                         max_decode_step_seconds=self._settings.max_decode_step_seconds,
                         max_prefill_step_seconds=self._settings.max_prefill_step_seconds,
-                        max_gather_seconds=self._settings.max_gather_seconds,
+                        max_gather_tokens=self._settings.max_gather_tokens,
                         max_prompt_bytes=self._settings.max_prompt_bytes,
                         adapter_paths=adapter_paths,
                     )

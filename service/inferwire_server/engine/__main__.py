@@ -120,7 +120,7 @@ class EngineProcess:
             batch_size=config.batch_size,
             max_decode_step_seconds=command.max_decode_step_seconds,
             max_prefill_step_seconds=command.max_prefill_step_seconds,
-            max_gather_seconds=command.max_gather_seconds,
+            max_gather_tokens=command.max_gather_tokens,
             fixed_tokens=config.batch_size if config.deterministic else None,
         )
         warm_up = Engine(runner=runner, scheduler=scheduler, budget=budget, emit=lambda report: None)

@@ -27,9 +27,9 @@ from .sequence import Phase, Sequence
 
 # A second prompt gets a chunk in a step only if it has this many tokens: fewer cost nearly as much.
 MIN_CHUNK_TOKENS = 16
-# Nobody waits for prompts that take longer than this to read, each.
-GATHER_EACH_SECONDS = 0.75
-# Nor for so few that nothing is gained: llama.cpp's kernels for processors take as long for four sequences as for one
+# Of all the tokens that others may read meanwhile, this part may be one prompt's, on average.
+GATHER_PART = 8
+# Nobody waits for so few that nothing is gained: llama.cpp's kernels for processors take as long for four sequences as for one
 # four times, and hardly longer for eight.
 MIN_GATHERED = 6
 
@@ -367,13 +367,13 @@ class StepBudget:
         batch_size: int,
         max_decode_step_seconds: float,
         max_prefill_step_seconds: float,
-        max_gather_seconds: float = 0.0,
+        max_gather_tokens: int = 0,
         fixed_tokens: int | None = None,
     ) -> None:
         self._batch_size = batch_size
         self._max_decode_step_seconds = max_decode_step_seconds
         self._max_prefill_step_seconds = max_prefill_step_seconds
-        self._max_gather_seconds = max_gather_seconds
+        self._max_gather_tokens = max_gather_tokens
         self._fixed_tokens = fixed_tokens
         self._decode_seconds = 0.0
         self._prompt_token_seconds = math.inf
@@ -386,12 +386,10 @@ class StepBudget:
 
     def allowance(self, num_decoding: int) -> Allowance:
         """Returns what the next step may compute."""
-        if self._fixed_tokens is not None or math.isinf(self._prompt_token_seconds):
-            return Allowance(self.tokens(num_decoding))
         return Allowance(
             self.tokens(num_decoding),
-            gather_each=int(GATHER_EACH_SECONDS / self._prompt_token_seconds),
-            gather_all=int(self._max_gather_seconds / self._prompt_token_seconds),
+            gather_each=self._max_gather_tokens // GATHER_PART,
+            gather_all=self._max_gather_tokens,
         )
 
     def tokens(self, num_decoding: int) -> int:

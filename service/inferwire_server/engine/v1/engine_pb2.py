@@ -27,7 +27,7 @@ from inferwire.v1 import inference_pb2 as inferwire_dot_v1_dot_inference__pb2
 from inferwire.v1 import models_pb2 as inferwire_dot_v1_dot_models__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'inferwire_server/engine/v1/engine.proto\x12\x1ainferwire_server.engine.v1\x1a\x1finferwire/v1/error_reason.proto\x1a\x1cinferwire/v1/inference.proto\x1a\x19inferwire/v1/models.proto\"\xbd\x02\n\x07\x43ommand\x12\x37\n\x04load\x18\x01 \x01(\x0b\x32\'.inferwire_server.engine.v1.LoadCommandH\x00\x12;\n\x06submit\x18\x02 \x01(\x0b\x32).inferwire_server.engine.v1.SubmitCommandH\x00\x12;\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32).inferwire_server.engine.v1.CancelCommandH\x00\x12\x39\n\x05query\x18\x04 \x01(\x0b\x32(.inferwire_server.engine.v1.QueryCommandH\x00\x12\x39\n\x05\x65mbed\x18\x05 \x01(\x0b\x32(.inferwire_server.engine.v1.EmbedCommandH\x00\x42\t\n\x07\x63ommand\"\xf9\x01\n\x0bLoadCommand\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x13\n\x0binstance_id\x18\x03 \x01(\t\x12(\n\x06\x63onfig\x18\x04 \x01(\x0b\x32\x18.inferwire.v1.LoadConfig\x12\x1f\n\x17max_decode_step_seconds\x18\x05 \x01(\x01\x12 \n\x18max_prefill_step_seconds\x18\x06 \x01(\x01\x12\x18\n\x10max_prompt_bytes\x18\x07 \x01(\x04\x12\x15\n\radapter_paths\x18\x08 \x03(\t\x12\x1a\n\x12max_gather_seconds\x18\t \x01(\x01\"\xcb\x01\n\rSubmitCommand\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12.\n\x07request\x18\x03 \x01(\x0b\x32\x1d.inferwire.v1.CompleteRequest\x12\x1d\n\x10\x64\x65\x61\x64line_seconds\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x1a\n\x12time_limit_seconds\x18\x05 \x01(\x01\x12\x11\n\tprincipal\x18\x06 \x01(\tB\x13\n\x11_deadline_seconds\"\xeb\x01\n\x0c\x45mbedCommand\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\r\n\x05input\x18\x02 \x01(\t\x12\r\n\x05index\x18\x03 \x01(\r\x12&\n\x07pooling\x18\x04 \x01(\x0e\x32\x15.inferwire.v1.Pooling\x12\x17\n\ndimensions\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x11\n\tnormalize\x18\x06 \x01(\x08\x12\x1d\n\x10\x64\x65\x61\x64line_seconds\x18\x07 \x01(\x01H\x01\x88\x01\x01\x12\x11\n\tprincipal\x18\x08 \x01(\tB\r\n\x0b_dimensionsB\x13\n\x11_deadline_seconds\"$\n\rCancelCommand\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\"\xca\x01\n\x0cQueryCommand\x12\x10\n\x08query_id\x18\x01 \x01(\x04\x12\x35\n\x0c\x63ount_tokens\x18\x02 \x01(\x0b\x32\x1d.inferwire.v1.CompleteRequestH\x00\x12\x31\n\x08tokenize\x18\x03 \x01(\x0b\x32\x1d.inferwire.v1.TokenizeRequestH\x00\x12\x35\n\ndetokenize\x18\x04 \x01(\x0b\x32\x1f.inferwire.v1.DetokenizeRequestH\x00\x42\x07\n\x05query\"\xf6\x02\n\x06Report\x12\x33\n\rload_progress\x18\x01 \x01(\x0b\x32\x1a.inferwire.v1.LoadProgressH\x00\x12:\n\x06loaded\x18\x02 \x01(\x0b\x32(.inferwire_server.engine.v1.LoadedReportH\x00\x12>\n\x0bload_failed\x18\x03 \x01(\x0b\x32\'.inferwire_server.engine.v1.EngineErrorH\x00\x12\x36\n\x04step\x18\x04 \x01(\x0b\x32&.inferwire_server.engine.v1.StepReportH\x00\x12:\n\x06\x61nswer\x18\x05 \x01(\x0b\x32(.inferwire_server.engine.v1.AnswerReportH\x00\x12=\n\x07refused\x18\x06 \x01(\x0b\x32*.inferwire_server.engine.v1.SequenceEventsH\x00\x42\x08\n\x06report\"2\n\x0cLoadedReport\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.inferwire.v1.Model\"\x97\x01\n\nStepReport\x12=\n\tsequences\x18\x01 \x03(\x0b\x32*.inferwire_server.engine.v1.SequenceEvents\x12\x0f\n\x07running\x18\x02 \x01(\r\x12\x0f\n\x07waiting\x18\x03 \x01(\r\x12\x12\n\ncells_used\x18\x04 \x01(\r\x12\x14\n\x0c\x63\x65lls_cached\x18\x05 \x01(\r\"\xe5\x01\n\x0eSequenceEvents\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x34\n\x06\x65vents\x18\x02 \x03(\x0b\x32$.inferwire.v1.StreamCompleteResponse\x12\x36\n\x05\x65rror\x18\x03 \x01(\x0b\x32\'.inferwire_server.engine.v1.EngineError\x12\x18\n\x10generated_tokens\x18\x04 \x01(\r\x12\x36\n\x08\x65mbedded\x18\x05 \x01(\x0b\x32$.inferwire_server.engine.v1.Embedded\"1\n\x08\x45mbedded\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\"\x93\x02\n\x0b\x45ngineError\x12)\n\x06reason\x18\x01 \x01(\x0e\x32\x19.inferwire.v1.ErrorReason\x12\x0f\n\x07message\x18\x02 \x01(\t\x12G\n\x08metadata\x18\x03 \x03(\x0b\x32\x35.inferwire_server.engine.v1.EngineError.MetadataEntry\x12>\n\nviolations\x18\x04 \x03(\x0b\x32*.inferwire_server.engine.v1.FieldViolation\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"4\n\x0e\x46ieldViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\"\x8b\x02\n\x0c\x41nswerReport\x12\x10\n\x08query_id\x18\x01 \x01(\x04\x12\x39\n\x0c\x63ount_tokens\x18\x02 \x01(\x0b\x32!.inferwire.v1.CountTokensResponseH\x00\x12\x32\n\x08tokenize\x18\x03 \x01(\x0b\x32\x1e.inferwire.v1.TokenizeResponseH\x00\x12\x36\n\ndetokenize\x18\x04 \x01(\x0b\x32 .inferwire.v1.DetokenizeResponseH\x00\x12\x38\n\x05\x65rror\x18\x05 \x01(\x0b\x32\'.inferwire_server.engine.v1.EngineErrorH\x00\x42\x08\n\x06\x61nswerb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'inferwire_server/engine/v1/engine.proto\x12\x1ainferwire_server.engine.v1\x1a\x1finferwire/v1/error_reason.proto\x1a\x1cinferwire/v1/inference.proto\x1a\x19inferwire/v1/models.proto\"\xbd\x02\n\x07\x43ommand\x12\x37\n\x04load\x18\x01 \x01(\x0b\x32\'.inferwire_server.engine.v1.LoadCommandH\x00\x12;\n\x06submit\x18\x02 \x01(\x0b\x32).inferwire_server.engine.v1.SubmitCommandH\x00\x12;\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32).inferwire_server.engine.v1.CancelCommandH\x00\x12\x39\n\x05query\x18\x04 \x01(\x0b\x32(.inferwire_server.engine.v1.QueryCommandH\x00\x12\x39\n\x05\x65mbed\x18\x05 \x01(\x0b\x32(.inferwire_server.engine.v1.EmbedCommandH\x00\x42\t\n\x07\x63ommand\"\xf8\x01\n\x0bLoadCommand\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x13\n\x0binstance_id\x18\x03 \x01(\t\x12(\n\x06\x63onfig\x18\x04 \x01(\x0b\x32\x18.inferwire.v1.LoadConfig\x12\x1f\n\x17max_decode_step_seconds\x18\x05 \x01(\x01\x12 \n\x18max_prefill_step_seconds\x18\x06 \x01(\x01\x12\x18\n\x10max_prompt_bytes\x18\x07 \x01(\x04\x12\x15\n\radapter_paths\x18\x08 \x03(\t\x12\x19\n\x11max_gather_tokens\x18\t \x01(\r\"\xcb\x01\n\rSubmitCommand\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12.\n\x07request\x18\x03 \x01(\x0b\x32\x1d.inferwire.v1.CompleteRequest\x12\x1d\n\x10\x64\x65\x61\x64line_seconds\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x1a\n\x12time_limit_seconds\x18\x05 \x01(\x01\x12\x11\n\tprincipal\x18\x06 \x01(\tB\x13\n\x11_deadline_seconds\"\xeb\x01\n\x0c\x45mbedCommand\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\r\n\x05input\x18\x02 \x01(\t\x12\r\n\x05index\x18\x03 \x01(\r\x12&\n\x07pooling\x18\x04 \x01(\x0e\x32\x15.inferwire.v1.Pooling\x12\x17\n\ndimensions\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x11\n\tnormalize\x18\x06 \x01(\x08\x12\x1d\n\x10\x64\x65\x61\x64line_seconds\x18\x07 \x01(\x01H\x01\x88\x01\x01\x12\x11\n\tprincipal\x18\x08 \x01(\tB\r\n\x0b_dimensionsB\x13\n\x11_deadline_seconds\"$\n\rCancelCommand\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\"\xca\x01\n\x0cQueryCommand\x12\x10\n\x08query_id\x18\x01 \x01(\x04\x12\x35\n\x0c\x63ount_tokens\x18\x02 \x01(\x0b\x32\x1d.inferwire.v1.CompleteRequestH\x00\x12\x31\n\x08tokenize\x18\x03 \x01(\x0b\x32\x1d.inferwire.v1.TokenizeRequestH\x00\x12\x35\n\ndetokenize\x18\x04 \x01(\x0b\x32\x1f.inferwire.v1.DetokenizeRequestH\x00\x42\x07\n\x05query\"\xf6\x02\n\x06Report\x12\x33\n\rload_progress\x18\x01 \x01(\x0b\x32\x1a.inferwire.v1.LoadProgressH\x00\x12:\n\x06loaded\x18\x02 \x01(\x0b\x32(.inferwire_server.engine.v1.LoadedReportH\x00\x12>\n\x0bload_failed\x18\x03 \x01(\x0b\x32\'.inferwire_server.engine.v1.EngineErrorH\x00\x12\x36\n\x04step\x18\x04 \x01(\x0b\x32&.inferwire_server.engine.v1.StepReportH\x00\x12:\n\x06\x61nswer\x18\x05 \x01(\x0b\x32(.inferwire_server.engine.v1.AnswerReportH\x00\x12=\n\x07refused\x18\x06 \x01(\x0b\x32*.inferwire_server.engine.v1.SequenceEventsH\x00\x42\x08\n\x06report\"2\n\x0cLoadedReport\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.inferwire.v1.Model\"\x97\x01\n\nStepReport\x12=\n\tsequences\x18\x01 \x03(\x0b\x32*.inferwire_server.engine.v1.SequenceEvents\x12\x0f\n\x07running\x18\x02 \x01(\r\x12\x0f\n\x07waiting\x18\x03 \x01(\r\x12\x12\n\ncells_used\x18\x04 \x01(\r\x12\x14\n\x0c\x63\x65lls_cached\x18\x05 \x01(\r\"\xe5\x01\n\x0eSequenceEvents\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x34\n\x06\x65vents\x18\x02 \x03(\x0b\x32$.inferwire.v1.StreamCompleteResponse\x12\x36\n\x05\x65rror\x18\x03 \x01(\x0b\x32\'.inferwire_server.engine.v1.EngineError\x12\x18\n\x10generated_tokens\x18\x04 \x01(\r\x12\x36\n\x08\x65mbedded\x18\x05 \x01(\x0b\x32$.inferwire_server.engine.v1.Embedded\"1\n\x08\x45mbedded\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\"\x93\x02\n\x0b\x45ngineError\x12)\n\x06reason\x18\x01 \x01(\x0e\x32\x19.inferwire.v1.ErrorReason\x12\x0f\n\x07message\x18\x02 \x01(\t\x12G\n\x08metadata\x18\x03 \x03(\x0b\x32\x35.inferwire_server.engine.v1.EngineError.MetadataEntry\x12>\n\nviolations\x18\x04 \x03(\x0b\x32*.inferwire_server.engine.v1.FieldViolation\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"4\n\x0e\x46ieldViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\"\x8b\x02\n\x0c\x41nswerReport\x12\x10\n\x08query_id\x18\x01 \x01(\x04\x12\x39\n\x0c\x63ount_tokens\x18\x02 \x01(\x0b\x32!.inferwire.v1.CountTokensResponseH\x00\x12\x32\n\x08tokenize\x18\x03 \x01(\x0b\x32\x1e.inferwire.v1.TokenizeResponseH\x00\x12\x36\n\ndetokenize\x18\x04 \x01(\x0b\x32 .inferwire.v1.DetokenizeResponseH\x00\x12\x38\n\x05\x65rror\x18\x05 \x01(\x0b\x32\'.inferwire_server.engine.v1.EngineErrorH\x00\x42\x08\n\x06\x61nswerb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,31 +39,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMMAND']._serialized_start=162
   _globals['_COMMAND']._serialized_end=479
   _globals['_LOADCOMMAND']._serialized_start=482
-  _globals['_LOADCOMMAND']._serialized_end=731
-  _globals['_SUBMITCOMMAND']._serialized_start=734
-  _globals['_SUBMITCOMMAND']._serialized_end=937
-  _globals['_EMBEDCOMMAND']._serialized_start=940
-  _globals['_EMBEDCOMMAND']._serialized_end=1175
-  _globals['_CANCELCOMMAND']._serialized_start=1177
-  _globals['_CANCELCOMMAND']._serialized_end=1213
-  _globals['_QUERYCOMMAND']._serialized_start=1216
-  _globals['_QUERYCOMMAND']._serialized_end=1418
-  _globals['_REPORT']._serialized_start=1421
-  _globals['_REPORT']._serialized_end=1795
-  _globals['_LOADEDREPORT']._serialized_start=1797
-  _globals['_LOADEDREPORT']._serialized_end=1847
-  _globals['_STEPREPORT']._serialized_start=1850
-  _globals['_STEPREPORT']._serialized_end=2001
-  _globals['_SEQUENCEEVENTS']._serialized_start=2004
-  _globals['_SEQUENCEEVENTS']._serialized_end=2233
-  _globals['_EMBEDDED']._serialized_start=2235
-  _globals['_EMBEDDED']._serialized_end=2284
-  _globals['_ENGINEERROR']._serialized_start=2287
-  _globals['_ENGINEERROR']._serialized_end=2562
-  _globals['_ENGINEERROR_METADATAENTRY']._serialized_start=2515
-  _globals['_ENGINEERROR_METADATAENTRY']._serialized_end=2562
-  _globals['_FIELDVIOLATION']._serialized_start=2564
-  _globals['_FIELDVIOLATION']._serialized_end=2616
-  _globals['_ANSWERREPORT']._serialized_start=2619
-  _globals['_ANSWERREPORT']._serialized_end=2886
+  _globals['_LOADCOMMAND']._serialized_end=730
+  _globals['_SUBMITCOMMAND']._serialized_start=733
+  _globals['_SUBMITCOMMAND']._serialized_end=936
+  _globals['_EMBEDCOMMAND']._serialized_start=939
+  _globals['_EMBEDCOMMAND']._serialized_end=1174
+  _globals['_CANCELCOMMAND']._serialized_start=1176
+  _globals['_CANCELCOMMAND']._serialized_end=1212
+  _globals['_QUERYCOMMAND']._serialized_start=1215
+  _globals['_QUERYCOMMAND']._serialized_end=1417
+  _globals['_REPORT']._serialized_start=1420
+  _globals['_REPORT']._serialized_end=1794
+  _globals['_LOADEDREPORT']._serialized_start=1796
+  _globals['_LOADEDREPORT']._serialized_end=1846
+  _globals['_STEPREPORT']._serialized_start=1849
+  _globals['_STEPREPORT']._serialized_end=2000
+  _globals['_SEQUENCEEVENTS']._serialized_start=2003
+  _globals['_SEQUENCEEVENTS']._serialized_end=2232
+  _globals['_EMBEDDED']._serialized_start=2234
+  _globals['_EMBEDDED']._serialized_end=2283
+  _globals['_ENGINEERROR']._serialized_start=2286
+  _globals['_ENGINEERROR']._serialized_end=2561
+  _globals['_ENGINEERROR_METADATAENTRY']._serialized_start=2514
+  _globals['_ENGINEERROR_METADATAENTRY']._serialized_end=2561
+  _globals['_FIELDVIOLATION']._serialized_start=2563
+  _globals['_FIELDVIOLATION']._serialized_end=2615
+  _globals['_ANSWERREPORT']._serialized_start=2618
+  _globals['_ANSWERREPORT']._serialized_end=2885
 # @@protoc_insertion_point(module_scope)

@@ -24,7 +24,7 @@ class Command(_message.Message):
     def __init__(self, load: _Optional[_Union[LoadCommand, _Mapping]] = ..., submit: _Optional[_Union[SubmitCommand, _Mapping]] = ..., cancel: _Optional[_Union[CancelCommand, _Mapping]] = ..., query: _Optional[_Union[QueryCommand, _Mapping]] = ..., embed: _Optional[_Union[EmbedCommand, _Mapping]] = ...) -> None: ...
 
 class LoadCommand(_message.Message):
-    __slots__ = ("path", "model", "instance_id", "config", "max_decode_step_seconds", "max_prefill_step_seconds", "max_prompt_bytes", "adapter_paths", "max_gather_seconds")
+    __slots__ = ("path", "model", "instance_id", "config", "max_decode_step_seconds", "max_prefill_step_seconds", "max_prompt_bytes", "adapter_paths", "max_gather_tokens")
     PATH_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
@@ -33,7 +33,7 @@ class LoadCommand(_message.Message):
     MAX_PREFILL_STEP_SECONDS_FIELD_NUMBER: _ClassVar[int]
     MAX_PROMPT_BYTES_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_PATHS_FIELD_NUMBER: _ClassVar[int]
-    MAX_GATHER_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    MAX_GATHER_TOKENS_FIELD_NUMBER: _ClassVar[int]
     path: str
     model: str
     instance_id: str
@@ -42,8 +42,8 @@ class LoadCommand(_message.Message):
     max_prefill_step_seconds: float
     max_prompt_bytes: int
     adapter_paths: _containers.RepeatedScalarFieldContainer[str]
-    max_gather_seconds: float
-    def __init__(self, path: _Optional[str] = ..., model: _Optional[str] = ..., instance_id: _Optional[str] = ..., config: _Optional[_Union[_models_pb2.LoadConfig, _Mapping]] = ..., max_decode_step_seconds: _Optional[float] = ..., max_prefill_step_seconds: _Optional[float] = ..., max_prompt_bytes: _Optional[int] = ..., adapter_paths: _Optional[_Iterable[str]] = ..., max_gather_seconds: _Optional[float] = ...) -> None: ...
+    max_gather_tokens: int
+    def __init__(self, path: _Optional[str] = ..., model: _Optional[str] = ..., instance_id: _Optional[str] = ..., config: _Optional[_Union[_models_pb2.LoadConfig, _Mapping]] = ..., max_decode_step_seconds: _Optional[float] = ..., max_prefill_step_seconds: _Optional[float] = ..., max_prompt_bytes: _Optional[int] = ..., adapter_paths: _Optional[_Iterable[str]] = ..., max_gather_tokens: _Optional[int] = ...) -> None: ...
 
 class SubmitCommand(_message.Message):
     __slots__ = ("sequence_id", "request_id", "request", "deadline_seconds", "time_limit_seconds", "principal")

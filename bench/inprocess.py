@@ -1,0 +1,150 @@
+"""The engine's loop in the client's own process: no gateway, no gRPC, no engine process. What the service adds is the rest.
+
+The only file here that knows the inside of the engine. It runs in a process of its own, as the client that the loop lives in:
+
+    python -m bench.inprocess MODEL CONTEXT_LENGTH SLOTS THREADS
+
+reads a line of requests, and writes a line of streams when all have ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import IO, NoReturn
+
+from inferwire_server.backends import local
+from inferwire_server.config import EngineSettings
+from inferwire_server.engine.__main__ import EngineProcess
+from inferwire_server.engine.v1 import engine_pb2
+from tools import setup_env
+
+from .contestants import Config, Contestant, Inferwire, Request, Stream, Unavailable, to_message
+
+
+class InProcess(Contestant):
+    """The client process, asked through its pipes."""
+
+    name = "in process"
+
+    async def ask(self, requests: list[Request]) -> list[Stream]:
+        """Has the client ask, which measures as well. Its clock is not ours, but runs at the same speed."""
+        assert self._process is not None, "asked before it was started"
+        assert self._process.stdin is not None, "asked for a pipe"
+        assert self._process.stdout is not None, "asked for a pipe"
+        self._process.stdin.write(
+            json.dumps([dataclasses.asdict(request) for request in requests]).encode() + b"\n"
+        )
+        self._process.stdin.flush()
+        line = await asyncio.to_thread(self._process.stdout.readline)
+        if not line:
+            raise Unavailable(f"{self.name} ended.\n{self.log_tail()}")
+        return [Stream(**stream) for stream in json.loads(line)]
+
+    async def stream(self, request: Request, stream: Stream) -> None:
+        """It answers all at once."""
+        raise NotImplementedError
+
+    def _spawn(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        pipe = subprocess.PIPE
+        environment = {"GOMP_SPINCOUNT": local.SPIN_COUNT, **os.environ}
+        return subprocess.Popen(
+            self._command(), stdin=pipe, stdout=pipe, stderr=log, env=environment, cwd=setup_env.ROOT
+        )
+
+    def _command(self) -> list[str]:
+        config = self.config
+        shape = [str(number) for number in (config.context_length, config.slots, config.threads)]
+        return [sys.executable, "-m", "bench.inprocess", str(config.model), *shape]
+
+    async def _is_ready(self) -> bool:
+        # Its first line says that the model is loaded.
+        assert self._process is not None, "asked before it was started"
+        assert self._process.stdout is not None, "asked for a pipe"
+        return bool(await asyncio.to_thread(self._process.stdout.readline))
+
+
+class _Engine(EngineProcess):
+    """The engine with its intake, as its process makes them, but without the process: reports stay here."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(socket.socketpair()[0])
+        settings = EngineSettings()
+        command = engine_pb2.LoadCommand(
+            path=str(config.model), model="bench", config=Inferwire(config).load_config
+        )
+        for field in engine_pb2.LoadCommand.DESCRIPTOR.fields:
+            if hasattr(settings, field.name):
+                setattr(command, field.name, getattr(settings, field.name))
+        self._engine = self._load(command)
+        self._streams: dict[int, Stream] = {}
+        self._ids = itertools.count(1)
+        self._left = threading.Semaphore(0)
+        threading.Thread(target=self._engine.run, daemon=True).start()
+
+    def ask(self, requests: list[Request]) -> list[Stream]:
+        """Submits all requests and returns their streams when all have ended."""
+        streams = []
+        for request in requests:
+            number = next(self._ids)
+            stream = Stream(begin=time.perf_counter())
+            streams.append(stream)
+            self._streams[number] = stream
+            submit = engine_pb2.SubmitCommand(
+                sequence_id=number,
+                request=to_message(request),
+                request_id=str(number),
+                time_limit_seconds=600,
+            )
+            self._handle(engine_pb2.Command(submit=submit))
+        for _ in requests:
+            self._left.acquire()
+        return streams
+
+    def _emit(self, report: engine_pb2.StepReport) -> None:
+        for sequence in report.sequences:
+            if sequence.HasField("error"):
+                _give_up(sequence)
+            stream = self._streams[sequence.sequence_id]
+            for event in sequence.events:
+                if event.WhichOneof("event") == "text":
+                    stream.arrived(event.text.text, len(event.text.token_ids))
+                elif event.WhichOneof("event") == "completion":
+                    stream.end = time.perf_counter()
+                    stream.prompt_tokens = event.completion.usage.prompt_tokens
+                    stream.completion_tokens = event.completion.usage.completion_tokens
+                    self._left.release()
+
+    def _send(self, report: engine_pb2.Report) -> None:
+        if report.HasField("refused"):
+            _give_up(report.refused)
+
+
+def _give_up(events: engine_pb2.SequenceEvents) -> NoReturn:
+    sys.stderr.write(f"{events}\n")
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def main() -> None:
+    """Serves the pipes until they are closed."""
+    path, *shape = sys.argv[1:]
+    context_length, slots, threads = map(int, shape)
+    engine = _Engine(Config(Path(path), context_length, slots, threads))
+    print("ready", flush=True)
+    for line in sys.stdin:
+        requests = [Request(**request) for request in json.loads(line)]
+        print(json.dumps([dataclasses.asdict(stream) for stream in engine.ask(requests)]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
