@@ -335,7 +335,7 @@ def test_unset_means_the_defaults_that_the_contract_says(tiny_path: pathlib.Path
         micro_batch_size=512,
         key_cache_type=models_pb2.CACHE_TYPE_F16,
         value_cache_type=models_pb2.CACHE_TYPE_F16,
-        flash_attention=models_pb2.FLASH_ATTENTION_AUTO,
+        flash_attention=models_pb2.FLASH_ATTENTION_OFF,
         mmap=True,
         mlock=False,
         deterministic=False,
@@ -418,6 +418,8 @@ def test_a_cache_type_is_in_force(demo: LlamaRunner, name: str) -> None:
     )
     params = runner.model._context_params()
     assert (GGML_TYPES[name], GGML_TYPES[name]) == (params.type_k, params.type_v)
+    needs_flash_attention = name.startswith("Q")
+    assert needs_flash_attention == (runner.config.flash_attention == models_pb2.FLASH_ATTENTION_AUTO)
     tokens = tokens_of(demo, PROMPTS[0])
     tolerance = 3.0 if name.startswith(("Q4", "Q5")) else 0.5
     np.testing.assert_allclose(prefill(runner, 0, tokens), prefill(demo, 0, tokens), atol=tolerance)
@@ -425,12 +427,35 @@ def test_a_cache_type_is_in_force(demo: LlamaRunner, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("asked", "expected"),
-    [("UNSPECIFIED", -1), ("AUTO", -1), ("OFF", 0), ("ON", 1)],  # llama_flash_attn_type of llama.h
+    [("UNSPECIFIED", 0), ("AUTO", 0), ("OFF", 0), ("ON", 1)],  # llama_flash_attn_type of llama.h
 )
 def test_flash_attention_is_in_force(tiny_path: pathlib.Path, asked: str, expected: int) -> None:
     value = models_pb2.FlashAttention.Value(f"FLASH_ATTENTION_{asked}")
     runner = load(tiny_path, parallel_sequences=1, flash_attention=value)
     assert expected == runner.model._context_params().flash_attn_type
+    assert 512 == runner.config.micro_batch_size
+
+
+@pytest.mark.parametrize(
+    ("asked", "micro_batch_size", "expected"),
+    [
+        ({}, 256, "OFF"),  # 4 heads x 256 x 65536 cells x 4 bytes are 256 MiB
+        ({"micro_batch_size": 512}, 512, "AUTO"),
+        ({"batch_size": 64}, 64, "OFF"),
+        ({"context_length": 131072}, 128, "OFF"),
+        ({"context_length": 131328}, 512, "AUTO"),
+        ({"context_length": 1024, "cache_tokens": 131072, "parallel_sequences": 200}, 128, "OFF"),
+    ],
+)
+def test_flash_attention_is_chosen_by_the_memory_that_its_absence_costs(
+    tiny_path: pathlib.Path, asked: dict[str, Any], micro_batch_size: int, expected: str
+) -> None:
+    """The scores of a micro batch may need 256 MiB; a long context makes it smaller, unless somebody chose it."""
+    rope = models_pb2.Rope(scaling=models_pb2.ROPE_SCALING_LINEAR)
+    config = {"context_length": 65536, "parallel_sequences": 1, "rope": rope} | asked
+    runner = load(tiny_path, **config)
+    value = models_pb2.FlashAttention.Value(f"FLASH_ATTENTION_{expected}")
+    assert (value, micro_batch_size) == (runner.config.flash_attention, runner.config.micro_batch_size)
 
 
 @pytest.mark.parametrize(

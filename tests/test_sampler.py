@@ -443,8 +443,18 @@ def test_the_runner_draws_through_the_chain(runner: LlamaRunner) -> None:
     best = int(np.ctypeslib.as_array(pointer, shape=(tiny.NUM_TOKENS,)).argmax())
     greedy = runner.new_sampler(SamplingParams(temperature=0))
     assert best == runner.sample(row, greedy)
-    other = runner.new_sampler(SamplingParams(temperature=0), forbidden=[best])
-    assert best != runner.sample(row, other)
+    logits = np.ctypeslib.as_array(pointer, shape=(tiny.NUM_TOKENS,)).copy()
+    second, third, fourth = np.argsort(-logits)[1:4].tolist()
+    other = runner.new_sampler(SamplingParams(temperature=0), forbidden=[best, third])
+    assert second == runner.sample(row, other)
+    mask = np.zeros(-(-tiny.NUM_TOKENS // 32), dtype=np.int32)
+    for token in (third, fourth):
+        mask.view(np.uint32)[token // 32] |= np.uint32(1 << token % 32)
+    assert third == runner.sample(row, greedy, mask)
+    assert fourth == runner.sample(row, other, mask), "what a mask allows may still be forbidden"
+    mask[:] = -1
+    assert second == runner.sample(row, other, mask)
+    assert np.array_equal(logits, runner._logits(row)), "llama.cpp's own numbers are left as they are"
     greedy.close()
     other.close()
     runner.arrange([Trim(0, 0)])

@@ -57,6 +57,12 @@ _FLASH_ATTENTION = {
     models_pb2.FLASH_ATTENTION_OFF: llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED,
 }
 
+# llama.cpp's flash attention for processors takes a query's rows one by one and is slow beside its matrix products: a step of
+# 16 sequences of 1,024 tokens takes twice as long. Without it the scores of a micro batch need memory: so much at most, and
+# down to so small a micro batch, which is as fast there.
+_MAX_SCORE_BYTES = 256 << 20
+_MIN_SCORE_BATCH = 128
+
 _ROPE_SCALING = {
     models_pb2.ROPE_SCALING_NONE: llama_cpp.LLAMA_ROPE_SCALING_TYPE_NONE,
     models_pb2.ROPE_SCALING_LINEAR: llama_cpp.LLAMA_ROPE_SCALING_TYPE_LINEAR,
@@ -215,9 +221,7 @@ class LlamaModel:
     @property
     def num_pooled_cells(self) -> int | None:
         """Cells that all sequences share; None when each has a buffer for its whole context."""
-        config = self.config
-        is_whole = config.cache_tokens == config.context_length * config.parallel_sequences
-        return None if is_whole else config.cache_tokens
+        return _pooled_cells(self.config)
 
     @functools.cached_property
     def is_causal(self) -> bool:
@@ -319,7 +323,9 @@ class LlamaModel:
             config.batch_threads = config.threads
         config.key_cache_type = config.key_cache_type or models_pb2.CACHE_TYPE_F16
         config.value_cache_type = config.value_cache_type or models_pb2.CACHE_TYPE_F16
-        config.flash_attention = config.flash_attention or models_pb2.FLASH_ATTENTION_AUTO
+        self._resolve_flash_attention(
+            config, may_shrink=self.is_causal and not asked.HasField("micro_batch_size")
+        )
         self._check_cache_types(config)
         if not config.HasField("mmap"):
             config.mmap = True
@@ -338,6 +344,28 @@ class LlamaModel:
                 "the cache must hold one request's context, and no more than everybody's",
                 violations=[("config.cache_tokens", f"from {config.context_length} to {whole}")],
             )
+
+    def _resolve_flash_attention(self, config: models_pb2.LoadConfig, *, may_shrink: bool) -> None:
+        """Chooses, where nobody else did, and shrinks the micro batch for it if it may; see `_MAX_SCORE_BYTES`."""
+        if config.flash_attention not in (
+            models_pb2.FLASH_ATTENTION_UNSPECIFIED,
+            models_pb2.FLASH_ATTENTION_AUTO,
+        ):
+            return
+        config.flash_attention = models_pb2.FLASH_ATTENTION_AUTO
+        has_gpu = llama_cpp.llama_supports_gpu_offload() and config.gpu_layers != 0
+        if has_gpu or _is_quantized(config.key_cache_type) or _is_quantized(config.value_cache_type):
+            return
+        num_cells = _padded(_pooled_cells(config) or config.context_length)
+        row_bytes = 4 * max(1, llama_cpp.llama_model_n_head(self.handle)) * num_cells
+        micro_batch = config.micro_batch_size
+        while (
+            may_shrink and micro_batch * row_bytes > _MAX_SCORE_BYTES and micro_batch >= 2 * _MIN_SCORE_BATCH
+        ):
+            micro_batch //= 2
+        if micro_batch * row_bytes <= _MAX_SCORE_BYTES:
+            config.flash_attention = models_pb2.FLASH_ATTENTION_OFF
+            config.micro_batch_size = micro_batch
 
     def _check_cache_types(self, config: models_pb2.LoadConfig) -> None:
         """Refuses quantized caches that llama.cpp cannot make, so that a failed context means too little memory."""
@@ -448,6 +476,11 @@ class LlamaModel:
         buffer = ctypes.create_string_buffer(256)
         size = llama_cpp.llama_model_meta_val_str(self.handle, key.encode(), buffer, len(buffer))
         return buffer.value.decode("utf-8", "replace") if size >= 0 else ""
+
+
+def _pooled_cells(config: models_pb2.LoadConfig) -> int | None:
+    is_whole = config.cache_tokens == config.context_length * config.parallel_sequences
+    return None if is_whole else config.cache_tokens
 
 
 def _padded(num_cells: int) -> int:

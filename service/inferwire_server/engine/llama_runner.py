@@ -124,6 +124,10 @@ class LlamaRunner:
         if sampler.is_greedy:
             # The same token as the chain's, which would first copy the whole vocabulary.
             token = int(logits.argmax())
+            if token in sampler.forbidden:
+                logits = logits.copy()
+                logits[sampler.forbidden] = -np.inf
+                token = int(logits.argmax())
             if mask is None or mask[token // 32] >> token % 32 & 1:
                 return token
         if mask is None:
@@ -134,7 +138,9 @@ class LlamaRunner:
         if not allowed.size:
             raise RuntimeError("a constraint allows no token at all")
         if sampler.is_greedy:
-            return int(allowed[logits[allowed].argmax()])
+            scores = logits[allowed]
+            scores[np.isin(allowed, sampler.forbidden)] = -np.inf
+            return int(allowed[scores.argmax()])
         return sampler.draw(allowed, logits[allowed])
 
     def logprobs(self, row: int, token: int, num_top: int) -> tuple[float, list[tuple[int, float]]]:

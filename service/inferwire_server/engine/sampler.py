@@ -30,7 +30,10 @@ _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32
 
 
 class LlamaSampler:
-    """A chain. Call `close` when the sequence ends; the C memory is not freed otherwise."""
+    """A chain. Call `close` when the sequence ends; the C memory is not freed otherwise.
+
+    `is_greedy`: it draws the likeliest token that is not `forbidden`, and remembers nothing.
+    """
 
     def __init__(
         self,
@@ -43,11 +46,9 @@ class LlamaSampler:
     ) -> None:
         self._looks_back = sampling.looks_back
         self.is_greedy = (
-            sampling.temperature < _LEAST_TEMPERATURE
-            and not sampling.looks_back
-            and not sampling.logit_bias
-            and not forbidden
+            sampling.temperature < _LEAST_TEMPERATURE and not sampling.looks_back and not sampling.logit_bias
         )
+        self.forbidden = sorted(forbidden)
         self.chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
         try:
             self._build(vocab, sampling, num_vocab, context_length, forbidden)
