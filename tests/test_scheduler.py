@@ -333,6 +333,25 @@ class TestStepBudget:
             budget.observe(num_prompt_tokens=2, num_decoding=1, seconds=0.005)
         assert machine.step(1) <= 0.3
 
+    def test_a_step_that_was_too_short_is_no_habit(self) -> None:
+        """Many decoded, which took long; now few do, and a long prompt beside them leaves no step without it."""
+        machine = Machine(make_budget(), step_seconds=0.02, token_seconds=0.005)
+        for _ in range(10):
+            machine.step(0)
+            machine.step(16, 0)
+        # Decoding costs more than reading, as it does on processors.
+        machine.budget.observe(num_prompt_tokens=0, num_decoding=16, seconds=0.2)
+        beside = [machine.step(3) for _ in range(20)]
+        assert 0.22 <= beside[-1] <= 0.25
+
+    def test_a_cold_start_is_forgotten(self) -> None:
+        """The first step reads the weights from the disk; the second says what a token costs."""
+        machine = Machine(make_budget(), step_seconds=0.5, token_seconds=0.004)
+        machine.step(0)
+        machine.step_seconds = 0.001
+        machine.step(0)
+        assert machine.step(0) >= 0.9
+
     def test_a_machine_that_became_slower_is_noticed(self) -> None:
         """Within a few steps the budget is that of the new speed."""
         machine = Machine(make_budget(), step_seconds=0.001, token_seconds=0.002)
@@ -364,7 +383,8 @@ class TestStepBudget:
         budget = make_budget()
         budget.observe(num_prompt_tokens=0, num_decoding=1, seconds=0.002)
         budget.observe(num_prompt_tokens=10, num_decoding=0, seconds=0.005)
-        assert "<StepBudget [decode step 2.0 ms | prompt token 0.50 ms]>" == repr(budget)
+        budget.observe(num_prompt_tokens=2, num_decoding=4, seconds=0.005)
+        assert "<StepBudget [decode steps {1: 2.0, 4: 4.0} ms | prompt token 0.50 ms]>" == repr(budget)
 
 
 class Generous(StepBudget):
@@ -404,13 +424,6 @@ class TestGathering:
         scheduler.add(make_sequence(1, [0] * 10))
         assert [[(8, False)], [(2, True)]] == self.steps(scheduler)
 
-    def test_a_few_gain_nothing_by_waiting(self) -> None:
-        """They begin as soon as they are read."""
-        scheduler = make_scheduler(num_slots=5)
-        for number in range(5):
-            scheduler.add(make_sequence(number, [0] * 8))
-        assert [(8, True)] == self.steps(scheduler)[0]
-
     def test_nobody_waits_for_long_prompts(self) -> None:
         """A short one begins as soon as it is read."""
         scheduler = make_scheduler(num_slots=6)
@@ -435,6 +448,17 @@ class TestGathering:
             for number in range(6):
                 scheduler.add(make_sequence(number, [0] * 7))
             assert [(1, True)] * 6 == self.steps(scheduler)[-1]
+            for sequence in list(scheduler.running):
+                scheduler.remove(sequence)
+
+    def test_a_gathering_that_one_began_alone_is_as_long(self) -> None:
+        """Who was read before the others came waits for all of them, whatever was waited before."""
+        scheduler = make_scheduler(num_slots=6)
+        for _ in range(3):
+            for number in range(6):
+                scheduler.add(make_sequence(number, [0] * (7 if number else 1)))
+            assert [(1, True)] * 6 == self.steps(scheduler)[-1]
+            take_step(scheduler)
             for sequence in list(scheduler.running):
                 scheduler.remove(sequence)
 

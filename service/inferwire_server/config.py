@@ -49,7 +49,7 @@ class EngineSettings(_Frozen, frozen=True):
 
     max_decode_step_seconds: Positive = 0.25
     max_prefill_step_seconds: Positive = 1.0
-    max_gather_tokens: Annotated[int, msgspec.Meta(ge=0)] = 2048
+    max_gather_tokens: Annotated[int, msgspec.Meta(ge=0)] = 4096
     queue_capacity: Annotated[int, msgspec.Meta(ge=0)] = 64
     max_prompt_bytes: Annotated[int, msgspec.Meta(ge=1)] = 4 << 20
     stall_seconds: Positive = 30.0

@@ -28,10 +28,7 @@ from .sequence import Phase, Sequence
 # A second prompt gets a chunk in a step only if it has this many tokens: fewer cost nearly as much.
 MIN_CHUNK_TOKENS = 16
 # Of all the tokens that others may read meanwhile, this part may be one prompt's, on average.
-GATHER_PART = 8
-# Nobody waits for so few that nothing is gained: llama.cpp's kernels for processors take as long for four sequences as for one
-# four times, and hardly longer for eight.
-MIN_GATHERED = 6
+GATHER_PART = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +154,6 @@ class Scheduler:
         if (
             not coming
             or self.num_decoding
-            or len(coming) + len(self.running) < MIN_GATHERED
             or num_left > allowance.gather_each * len(coming)
             or not self.cells.num_free_slots
             or self.cells.sharing is not Sharing.PREFIX
@@ -271,6 +267,8 @@ class Scheduler:
             most -= room
         most = min(most, max(1, allowance.budget - sum(len(chunk.tokens) for chunk in chunks)))
         prefilling = [sequence for sequence in self.running if sequence.phase is Phase.PREFILL]
+        if decoding:
+            self._num_gathered = 0
         gathers = not decoding and self._gathers(prefilling, allowance)
         for sequence in self._in_turn(prefilling):
             if gathers and sequence.vector is None and sequence.num_left == 1:
@@ -308,7 +306,7 @@ class Scheduler:
             if sequence.num_left > 1
             and not (sequence.num_computed == sequence.num_acquired and self._is_computed_by_older(sequence))
         ]
-        if len(completions) < MIN_GATHERED or not unread:
+        if len(completions) < 2 or not unread:
             return False
         left = sum(sequence.num_left for sequence in unread)
         waits = any(sequence.num_left == 1 for sequence in completions)
@@ -351,14 +349,16 @@ class Scheduler:
 class StepBudget:
     """How many tokens a step may have, so that it stays within its time, from the speed of the steps before.
 
-    A step is modelled as the time of a pure decode step plus a time per prompt token; both are moving averages.
-    A step's time is shared among all its tokens, so the second is never below what a token costs; and a few tokens say
-    less about it than many. With `fixed_tokens` the answer never changes, so that the same request is always cut in
-    the same places.
+    A step is modelled as a time that depends on how many sequences decode, and a time per prompt token on top of it. The
+    latter is learnt from prompts that are read alone, and is never more than a step took for each of its prompt tokens. Beside
+    decoding sequences a prompt token costs more, since chunks are short, and ever more as contexts grow: that goes into the
+    former, which foretells a step well that differs little from the last one of so many sequences. With `fixed_tokens` the
+    answer never changes, so that the same request is always cut in the same places.
     """
 
     MIN_PROMPT_TOKENS = 8
     WEIGHT = 0.3
+    # The time of a few tokens says less than that of many.
     FULL_WEIGHT_TOKENS = 64
 
     def __init__(
@@ -375,14 +375,16 @@ class StepBudget:
         self._max_prefill_step_seconds = max_prefill_step_seconds
         self._max_gather_tokens = max_gather_tokens
         self._fixed_tokens = fixed_tokens
-        self._decode_seconds = 0.0
+        # By the number of sequences that decode: prompt tokens beside them, and seconds.
+        self._decode_steps: dict[int, tuple[float, float]] = {}
         self._prompt_token_seconds = math.inf
 
     def __repr__(self) -> str:
-        return (
-            f"<StepBudget [decode step {self._decode_seconds * 1e3:.1f} ms | "
-            f"prompt token {self._prompt_token_seconds * 1e3:.2f} ms]>"
+        steps = ", ".join(
+            f"{number}: {self._decode_step_seconds(number) * 1e3:.1f}"
+            for number in sorted(self._decode_steps)
         )
+        return f"<StepBudget [decode steps {{{steps}}} ms | prompt token {self._prompt_token_seconds * 1e3:.2f} ms]>"
 
     def allowance(self, num_decoding: int) -> Allowance:
         """Returns what the next step may compute."""
@@ -400,22 +402,37 @@ class StepBudget:
         if not math.isinf(self._prompt_token_seconds):
             left = self._max_prefill_step_seconds
             if num_decoding:
-                decode_seconds = max(self._decode_seconds, num_decoding * self._prompt_token_seconds)
-                left = self._max_decode_step_seconds - decode_seconds
+                left = self._max_decode_step_seconds - self._decode_step_seconds(num_decoding)
             prompt_tokens = max(prompt_tokens, int(left / self._prompt_token_seconds))
         return min(self._batch_size, num_decoding + prompt_tokens)
 
     def observe(self, *, num_prompt_tokens: int, num_decoding: int, seconds: float) -> None:
         """Learns from a step that took `seconds`."""
-        if num_prompt_tokens == 0:
-            self._decode_seconds = self._blend(self._decode_seconds or seconds, seconds, self.WEIGHT)
-            return
-        token_seconds = max(seconds / (num_prompt_tokens + num_decoding), 1e-7)
-        if math.isinf(self._prompt_token_seconds):
-            self._prompt_token_seconds = token_seconds
-        else:
+        if num_prompt_tokens:
+            self._observe_prompt(num_prompt_tokens, num_decoding, seconds)
+        if num_decoding:
+            prompt_tokens, known = self._decode_steps.get(num_decoding, (num_prompt_tokens, seconds))
+            self._decode_steps[num_decoding] = (
+                self._blend(prompt_tokens, num_prompt_tokens, self.WEIGHT),
+                self._blend(known, seconds, self.WEIGHT),
+            )
+
+    def _observe_prompt(self, num_prompt_tokens: int, num_decoding: int, seconds: float) -> None:
+        known, seen = self._prompt_token_seconds, max(seconds / num_prompt_tokens, 1e-7)
+        if math.isinf(known) or (seen < known and num_prompt_tokens >= self.MIN_PROMPT_TOKENS):
+            self._prompt_token_seconds = seen
+        elif not num_decoding:
             weight = self.WEIGHT * min(1.0, num_prompt_tokens / self.FULL_WEIGHT_TOKENS)
-            self._prompt_token_seconds = self._blend(self._prompt_token_seconds, token_seconds, weight)
+            self._prompt_token_seconds = self._blend(known, seen, weight)
+
+    def _decode_step_seconds(self, num_decoding: int) -> float:
+        """Returns what a step of so many sequences takes beside its prompt tokens; rather too much where it is not known."""
+        enough = [number for number in self._decode_steps if number >= num_decoding]
+        nearest = min(enough) if enough else max(self._decode_steps, default=0)
+        prompt_tokens, seconds = self._decode_steps.get(nearest, (0.0, 0.0))
+        if math.isinf(self._prompt_token_seconds):
+            return seconds
+        return seconds + (max(0, num_decoding - nearest) - prompt_tokens) * self._prompt_token_seconds
 
     @staticmethod
     def _blend(old: float, new: float, weight: float) -> float:
