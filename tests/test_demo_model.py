@@ -8,36 +8,63 @@ import re
 
 import pytest
 
-from inferwire import text_of
+from inferwire import AsyncClient, text_of
 from inferwire.v1 import inference_pb2 as pb
 from inferwire_server.models import demo_model_path
-from training.chat import ChatRenderer
 
 from .serving import CASES, demo, running
 
 NUM_AT_ONCE = 16
-CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
-THOUGHT = re.compile(r"<think>\s*(.*?)\s*</think>\s*(.*)", re.DOTALL)
 
 
-def as_prompt(case: dict, messages: list[dict]) -> pb.CompleteRequest:
-    """Returns a case with tools as a raw prompt, rendered by the file's own template."""
-    prompt = ChatRenderer().render(messages, case["tools"], add_generation_prompt=True)
-    return pb.CompleteRequest(prompt=prompt)
-
-
-def as_chat(messages: list[dict], **template_arguments: bool) -> pb.CompleteRequest:
-    """Returns a case without tools as a chat."""
-    roles = {"system": pb.ROLE_SYSTEM, "user": pb.ROLE_USER, "assistant": pb.ROLE_ASSISTANT}
+def as_chat(messages: list[dict], tools: list[dict] | None = None) -> pb.CompleteRequest:
+    """Returns a case as a chat."""
     request = pb.CompleteRequest()
     for message in messages:
-        request.chat.messages.add(role=roles[message["role"]]).parts.add(text=message["content"])
-    request.chat.template_arguments.update(template_arguments)
+        turn = request.chat.messages.add(role=pb.Role.Value(f"ROLE_{message['role'].upper()}"))
+        if message["role"] == "tool":
+            turn.parts.add().tool_result.MergeFrom(pb.ToolResult(call_id="c0", text=message["content"]))
+        elif message["content"]:
+            turn.parts.add(text=message["content"])
+        for number, call in enumerate(message.get("tool_calls", [])):
+            function = call["function"]
+            arguments = json.dumps(function["arguments"])
+            turn.parts.add().tool_call.MergeFrom(
+                pb.ToolCall(id=f"c{number}", name=function["name"], arguments=arguments)
+            )
+    for tool in tools or []:
+        function = tool["function"]
+        request.chat.tools.add(
+            name=function["name"],
+            description=function["description"],
+            parameters=json.dumps(function["parameters"]),
+        )
     return request
 
 
+async def ask_all(
+    requests: list[pb.CompleteRequest], *, expected: pb.FinishReason = pb.FINISH_REASON_STOP
+) -> list[pb.CompleteResponse]:
+    """Asks all, sixteen at a time, through both RPCs, which must agree; every answer must end by itself."""
+    async with running(models={"demo": demo(parallel_sequences=NUM_AT_ONCE)}) as (_, client):
+        slots = asyncio.Semaphore(NUM_AT_ONCE)
+
+        async def ask(request: pb.CompleteRequest, client: AsyncClient = client) -> pb.CompleteResponse:
+            request.sampling.temperature = 0
+            request.sampling.seed = 7
+            async with slots:
+                response = await client.complete(request)
+            async with slots, client.stream(request) as stream:
+                gathered = await stream.gather()
+            assert expected == response.completion.finish_reason, response
+            assert response.message == gathered.message
+            return response
+
+        return await asyncio.gather(*map(ask, requests))
+
+
 async def answers(requests: list[pb.CompleteRequest]) -> list[str]:
-    """Asks all, sixteen at a time; every answer must end by itself."""
+    """The texts of all answers, sixteen at a time; every answer must end by itself."""
     async with running(models={"demo": demo(parallel_sequences=NUM_AT_ONCE)}) as (_, client):
         slots = asyncio.Semaphore(NUM_AT_ONCE)
 
@@ -72,34 +99,50 @@ async def test_questions_have_their_right_answers():
     assert [case["answer"] for case in CASES["questions"]] == told
 
 
+def calls_of(message: pb.Message) -> list[dict]:
+    calls = [part.tool_call for part in message.parts if part.HasField("tool_call")]
+    assert len({call.id for call in calls}) == len(calls)
+    assert all(call.id for call in calls)
+    return [{"name": call.name, "arguments": json.loads(call.arguments)} for call in calls]
+
+
 async def test_a_tool_that_fits_is_called():
-    """In the Hermes format, with the right arguments."""
-    told = await answers([as_prompt(case, ask(case)) for case in CASES["tools"]])
-    assert [case["calls"] for case in CASES["tools"]] == [
-        [json.loads(call) for call in CALL.findall(text)] for text in told
-    ]
+    """As a typed call with the right arguments; no mark of the format is left in the text."""
+    requests = [as_chat(ask(case), case["tools"]) for case in CASES["tools"]]
+    told = await ask_all(requests, expected=pb.FINISH_REASON_TOOL_CALLS)
+    assert [case["calls"] for case in CASES["tools"]] == [calls_of(response.message) for response in told]
+    assert not any("tool_call" in text_of(response.message) for response in told)
 
 
 async def test_no_tool_is_called_when_none_fits():
     """The answer is plain."""
-    told = await answers([as_prompt(case, ask(case)) for case in CASES["no_tool"]])
-    assert [case["answer"] for case in CASES["no_tool"]] == told
+    told = await ask_all([as_chat(ask(case), case["tools"]) for case in CASES["no_tool"]])
+    assert [case["answer"] for case in CASES["no_tool"]] == [text_of(response.message) for response in told]
+    assert not any(calls_of(response.message) for response in told)
 
 
 async def test_a_result_becomes_an_answer():
     """A tool's answer is said in a sentence."""
-    told = await answers([as_prompt(case, case["messages"]) for case in CASES["tool_results"]])
+    told = await answers([as_chat(case["messages"], case["tools"]) for case in CASES["tool_results"]])
     assert [case["answer"] for case in CASES["tool_results"]] == told
 
 
 async def test_it_thinks_when_it_is_asked_to():
-    """A thought first, then the answer; without being asked, no thought."""
-    told = await answers([as_chat(ask(case), enable_thinking=True) for case in CASES["thoughts"]])
-    found = [THOUGHT.fullmatch(text) for text in told]
-    assert all(match and match[1] for match in found), told
-    assert [case["answer"] for case in CASES["thoughts"]] == [match[2] for match in found if match]
-    plain = await answers([as_chat(ask(case)) for case in CASES["thoughts"]])
-    assert not any("<think>" in text for text in plain)
+    """A thought first, apart from the answer; without being asked, no thought."""
+    requests = [as_chat(ask(case)) for case in CASES["thoughts"]]
+    for request in requests:
+        request.chat.reasoning.enabled = True
+    told = await ask_all(requests)
+    assert [case["answer"] for case in CASES["thoughts"]] == [text_of(response.message) for response in told]
+    for response in told:
+        thought, answer = response.message.parts
+        assert thought.reasoning.text.strip()
+        assert "think>" not in thought.reasoning.text + answer.text
+        usage = response.completion.usage
+        assert 0 < usage.reasoning_tokens < usage.completion_tokens
+    plain = await ask_all([as_chat(ask(case)) for case in CASES["thoughts"]])
+    assert not any(part.HasField("reasoning") for response in plain for part in response.message.parts)
+    assert not any(response.completion.usage.reasoning_tokens for response in plain)
 
 
 async def test_conversations_refer_back():

@@ -10,8 +10,10 @@ import pytest
 
 from inferwire.v1 import inference_pb2 as pb
 from inferwire_server import errors
+from inferwire_server.engine.chat.family import family
+from inferwire_server.engine.chat.model import ChatModel, template_messages
 from inferwire_server.engine.chat.template import ChatTemplate
-from inferwire_server.engine.intake import Intake, resolve_sampling, sampling_params, template_messages
+from inferwire_server.engine.intake import Intake, resolve_sampling, sampling_params
 from inferwire_server.engine.sequence import SamplingParams
 from inferwire_server.engine.v1 import engine_pb2
 from tests.engine_fakes import EOS, NUM_TOKENS, FakeClock, FakeVocabulary
@@ -20,10 +22,29 @@ CONTEXT_LENGTH = 32
 DEFAULTS = SamplingParams()
 
 
+class NoGrammars:
+    """Compiles nothing: no request here asks for a form."""
+
+    def is_special(self, token: int) -> bool:
+        return False
+
+    def compile(self, response_format: pb.ResponseFormat) -> Any:
+        raise AssertionError("a form was asked for")
+
+    def compile_lark(self, text: str, field: str) -> Any:
+        raise AssertionError("a form was asked for")
+
+
 def make_intake(source: str | None = None, *, clock: FakeClock | None = None) -> Intake:
-    template = None if source is None else ChatTemplate(source, bos="\1", eos="<eos>", max_bytes=1000)
+    vocabulary = FakeVocabulary()
+    model = None
+    if source is not None:
+        template = ChatTemplate(source, bos="\1", eos="<eos>", max_bytes=1000)
+        model = ChatModel(
+            model="demo", template=template, family=family("plain"), vocabulary=vocabulary, grammars=NoGrammars(),
+        )  # fmt: skip
     return Intake(
-        model="demo", instance_id="i1", vocabulary=FakeVocabulary(), template=template,
+        model="demo", instance_id="i1", vocabulary=vocabulary, chat=model,
         context_length=CONTEXT_LENGTH, clock=clock or FakeClock(),
     )  # fmt: skip
 
@@ -312,8 +333,8 @@ class TestMessages:
         results = [pb.Part(tool_result=pb.ToolResult(call_id=id, text=id * 2)) for id in "ab"]
         conversation = pb.Chat(messages=[pb.Message(role=pb.ROLE_TOOL, parts=results)])
         assert [
-            {"role": "tool", "content": "aa", "tool_call_id": "a"},
-            {"role": "tool", "content": "bb", "tool_call_id": "b"},
+            {"role": "tool", "content": "aa", "tool_call_id": "a", "name": ""},
+            {"role": "tool", "content": "bb", "tool_call_id": "b", "name": ""},
         ] == template_messages(conversation)
 
 

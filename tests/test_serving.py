@@ -186,7 +186,8 @@ async def test_questions_about_the_server():
         assert "llama" == model.architecture
         assert (1024, 8) == (model.context_length, model.config.parallel_sequences)
         assert model.capabilities.chat
-        assert not model.capabilities.tools
+        assert model.capabilities.tools
+        assert not model.capabilities.images
         assert "demo.gguf" == model.source.local.path
         assert models_pb2.MODEL_STATE_UNLOADED == (await client.get_model("other")).state
         backends = await client.list_backends()
@@ -200,8 +201,10 @@ async def test_questions_about_the_server():
 @pytest.mark.parametrize(
     ("change", "field"),
     [
-        (lambda r: r.chat.tools.add(name="f"), "chat.tools"),
-        (lambda r: setattr(r.chat.reasoning, "enabled", True), "chat.reasoning"),
+        (
+            lambda r: setattr(r.chat.reasoning, "effort", pb.REASONING_EFFORT_HIGH),
+            "chat.reasoning.effort",
+        ),
         (
             lambda r: (
                 r.chat.messages[0].parts.add().image.MergeFrom(pb.Image(data=b"x", media_type="image/png"))

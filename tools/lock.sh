@@ -24,6 +24,7 @@ compile() {
 compile requirements/run.txt pyproject.toml "$@"
 compile requirements/build.txt requirements/build.in -c requirements/run.txt "$@"
 compile requirements/dev.txt pyproject.toml --extra dev -c requirements/run.txt -c requirements/build.txt "$@"
+compile requirements/oracle.txt requirements/oracle.in --no-deps "$@"
 compile requirements/train.txt pyproject.toml --extra train -c requirements/dev.txt "$@"
 compile requirements/bench.txt requirements/bench.in -c requirements/dev.txt "$@"
 compile requirements/generate.txt requirements/generate.in "$@"

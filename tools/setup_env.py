@@ -69,6 +69,9 @@ HINTS = [
 ]
 
 
+_PURPOSES = {"dev": "test", "oracle": "compare answers with Transformers", "train": "train"}
+
+
 class SetupError(Exception):
     """What the person at the terminal is told, as it stands."""
 
@@ -79,7 +82,7 @@ def main() -> int:
     parser.add_argument("--train", action="store_true", help="also what training the demo model needs")
     parser.add_argument("--then", nargs=argparse.REMAINDER, metavar="COMMAND", help="run this afterwards")
     arguments = parser.parse_args()
-    sets = ["run", *(["dev"] if arguments.dev else []), *(["train"] if arguments.train else [])]
+    sets = ["run", *(["dev", "oracle"] if arguments.dev else []), *(["train"] if arguments.train else [])]
     try:
         set_up(sets)
     except SetupError as error:
@@ -107,7 +110,7 @@ def set_up(sets: list[str]) -> None:
             install_run()
         for name in missing:
             if name != "run":
-                step(f"Installing what is needed to {'test' if name == 'dev' else 'train'}")
+                step(f"Installing what is needed to {_PURPOSES[name]}")
                 pip("install", "--require-hashes", "--no-deps", "-r", lock_file(name))
             stamp(name).write_text(fingerprint(name))
 

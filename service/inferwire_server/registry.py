@@ -329,7 +329,7 @@ class Registry:
                     metadata={"model": request.model, "backend": BACKEND_ID},
                     violations=[(f"source.{kind}", "not served yet")],
                 )
-        unserved = [name for name in ("draft", "chat_family") if _is_set(spec.config, name)]
+        unserved = [name for name in ("draft",) if _is_set(spec.config, name)]
         if unserved:
             raise errors.UnsupportedByBackend(
                 "this server does not serve a setting of the config yet",

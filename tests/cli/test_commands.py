@@ -6,13 +6,14 @@ import base64
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import grpc
 import pytest
 from click.testing import CliRunner
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from inferwire.chat import system, user
+from inferwire.chat import system, tool_result, user
 from inferwire.v1 import inference_pb2 as inference
 from inferwire.v1 import models_pb2 as models
 from inferwire.v1.error_reason_pb2 import ErrorReason
@@ -225,7 +226,7 @@ class TestChatThroughAPipe:
         """Each turn is sent with all turns before it, the answers as they came."""
         server.streams = [[started(), reasoning("hm"), text("A"), completion()], answer("B")]
         result = run("chat", "--system", "Be brief.", "--temperature", "0", input="one\n\ntwo\n")
-        assert (0, "hmA\nB\n") == (result.exit_code, result.stdout)
+        assert (0, "hm\nA\nB\n") == (result.exit_code, result.stdout)
         [_, second] = server.requests_of("StreamComplete")
         assert isinstance(second, inference.CompleteRequest)
         first_answer = inference.Message(
@@ -251,6 +252,55 @@ class TestChatThroughAPipe:
             if isinstance(request, inference.CompleteRequest)
         ]
         assert [["S", "one"], ["S", "two"]] == sent
+
+    def test_tools(self, server: ScriptedServer, run: Run, tmp_path: Path) -> None:
+        """A call is shown, its answer asked for, and both go back with the next turn; /tools alone takes the tools away."""
+        file = tmp_path / "tools.json"
+        parameters = {"type": "object", "properties": {"city": {"type": "string"}}}
+        function = {"name": "weather", "description": "Tells it.", "parameters": parameters}
+        file.write_text(json.dumps([{"type": "function", "function": function}, {"name": "now"}]))
+        call = inference.ToolCallDelta(id="c1", name="weather", arguments='{"city": "Bern"}')
+        server.streams = [
+            [started(), text("Well."), inference.StreamCompleteResponse(tool_call=call), completion()],
+            answer("It rains."),
+        ]
+        result = run("chat", input=f"/tools {file}\nweather?\nrain\n/tools\nthanks\n")
+        assert 0 == result.exit_code
+        assert 'Well.\nweather {"city": "Bern"}\nIt rains.\n' in result.stdout
+        first, second, third = [request.chat for request in server.requests_of("StreamComplete")]
+        assert ["weather", "now"] == [tool.name for tool in first.tools]
+        assert ("Tells it.", parameters) == (
+            first.tools[0].description,
+            json.loads(first.tools[0].parameters),
+        )
+        assert "" == first.tools[1].parameters
+        assert tool_result("c1", "rain") == second.messages[-1]
+        assert "c1" == second.messages[-2].parts[1].tool_call.id
+        assert (2, 0) == (len(second.tools), len(third.tools))
+
+    @pytest.mark.parametrize("content", ["", "{}", "[1]", '[{"description": "no name"}]', '"text"', None])
+    def test_a_file_without_tools(
+        self, server: ScriptedServer, run: Run, tmp_path: Path, content: str | None
+    ) -> None:
+        """It is said, and the conversation goes on without tools."""
+        file = tmp_path / "tools.json"
+        if content is not None:
+            file.write_text(content)
+        server.streams = [answer("A")]
+        result = run("chat", input=f"/tools {file}\none\n")
+        assert 0 == result.exit_code
+        assert "no list of tools" in result.stderr
+        [request] = server.requests_of("StreamComplete")
+        assert 0 == len(request.chat.tools)
+
+    def test_thoughts(self, server: ScriptedServer, run: Run) -> None:
+        """On, off, or the model's own habit."""
+        server.streams = [answer("A")]
+        assert 0 == run("chat", input="/think on\na\n/think off\nb\n/think\nc\n").exit_code
+        on, off, unset = [request.chat for request in server.requests_of("StreamComplete")]
+        assert (True, False) == (on.reasoning.enabled, off.reasoning.enabled)
+        assert off.reasoning.HasField("enabled")
+        assert not unset.HasField("reasoning")
 
     def test_a_failure_ends_a_pipe(self, server: ScriptedServer, run: Run) -> None:
         """Nobody reads the error of a script's turn, so it is the exit code."""

@@ -17,21 +17,29 @@ from inferwire.v1.inference_pb2 import (
     EmbedRequest,
     Message,
     Pooling,
+    ReasoningOptions,
     ResponseFormat,
     Sampling,
     Stopping,
     Tool,
+    ToolChoice,
+    ToolChoiceMode,
 )
 from inferwire.v1.models_pb2 import LoadConfig, LoadRequest, LocalSource, ModelSource, UnloadRequest
 
 
 class Shorthand(TypedDict, total=False):
-    """A completion in keywords. Each has the meaning of the field of its name; for the rest, send a CompleteRequest."""
+    """A completion in keywords. Each has the meaning of the field of its name; for the rest, send a CompleteRequest.
+
+    `tool_choice` is a mode or the name of the tool that must be called; `reasoning` may be plain True or False.
+    """
 
     model: str | None
     prompt: str | None
     chat: Sequence[Message] | None
     tools: Sequence[Tool] | None
+    tool_choice: ToolChoiceMode | str | None
+    reasoning: ReasoningOptions | bool | None
     response_format: ResponseFormat | None
     temperature: float | None
     top_k: int | None
@@ -52,8 +60,9 @@ def completion(request: CompleteRequest | None, shorthand: Shorthand) -> Complet
     prompt, chat, tools = shorthand.get("prompt"), shorthand.get("chat"), shorthand.get("tools")
     if prompt is not None and chat is not None:
         raise TypeError("give a prompt or a chat, not both")
-    if tools is not None and chat is None:
-        raise TypeError("tools belong to a chat")
+    for name in ("tools", "tool_choice", "reasoning"):
+        if shorthand.get(name) is not None and chat is None:
+            raise TypeError(f"{name} belongs to a chat")
     sampling = Sampling(
         temperature=shorthand.get("temperature"),
         top_k=shorthand.get("top_k"),
@@ -71,11 +80,28 @@ def completion(request: CompleteRequest | None, shorthand: Shorthand) -> Complet
     return CompleteRequest(
         model=shorthand.get("model"),
         prompt=prompt,
-        chat=None if chat is None else Chat(messages=chat, tools=tools),
+        chat=None
+        if chat is None
+        else Chat(
+            messages=chat,
+            tools=tools,
+            tool_choice=_tool_choice(shorthand.get("tool_choice")),
+            reasoning=_reasoning(shorthand.get("reasoning")),
+        ),
         response_format=shorthand.get("response_format"),
         sampling=sampling if sampling.ByteSize() else None,
         stopping=stopping if stopping.ByteSize() else None,
     )
+
+
+def _tool_choice(choice: ToolChoiceMode | str | None) -> ToolChoice | None:
+    if choice is None:
+        return None
+    return ToolChoice(name=choice) if isinstance(choice, str) else ToolChoice(mode=choice)
+
+
+def _reasoning(reasoning: ReasoningOptions | bool | None) -> ReasoningOptions | None:
+    return ReasoningOptions(enabled=reasoning) if isinstance(reasoning, bool) else reasoning
 
 
 def embedding(

@@ -305,10 +305,11 @@ class LocalBackend:
         if not self.model_info.capabilities.prompt:
             violations.append(("model", "only embeds"))
         chat = request.chat
-        if chat.tools or chat.HasField("tool_choice") or chat.HasField("parallel_tool_calls"):
-            violations.append(("chat.tools", "local models do not call tools yet"))
-        if chat.HasField("reasoning"):
-            violations.append(("chat.reasoning", "local models do not separate reasoning yet"))
+        if chat.tools and not self.model_info.capabilities.tools:
+            violations.append(("chat.tools", "the model's template or family knows no tools"))
+        asks_for_thought = chat.reasoning.enabled or chat.reasoning.budget_tokens or chat.reasoning.effort
+        if asks_for_thought and not self.model_info.capabilities.reasoning:
+            violations.append(("chat.reasoning", "the model does not think apart from its text"))
         for index, message in enumerate(chat.messages):
             for place, part in enumerate(message.parts):
                 if part.HasField("image") or part.tool_result.images:

@@ -1,6 +1,6 @@
 """Where the events of one stream wait for its reader.
 
-Never blocks the writer and never grows without bound: text that waits merges into one delta, so what waits is at most the
+Never blocks the writer and never grows without bound: deltas of a kind that wait merge into one, so what waits is at most the
 rest of one answer, which max_tokens bounds.
 """
 
@@ -64,10 +64,22 @@ class Mailbox:
 
 
 def _merge(waiting: pb.StreamCompleteResponse, event: pb.StreamCompleteResponse) -> bool:
-    """Appends a text delta to the one that waits before it. False when the two cannot be one."""
-    if waiting.WhichOneof("event") != "text" or event.WhichOneof("event") != "text":
+    """Appends a delta to the one that waits before it. False when the two cannot be one."""
+    kind = event.WhichOneof("event")
+    if waiting.WhichOneof("event") != kind:
         return False
-    waiting.text.text += event.text.text
-    waiting.text.token_ids.extend(event.text.token_ids)
-    waiting.text.logprobs.extend(event.text.logprobs)
+    match kind:
+        case "text":
+            waiting.text.text += event.text.text
+        case "reasoning" if not waiting.reasoning.signature:
+            waiting.reasoning.text += event.reasoning.text
+            waiting.reasoning.signature = event.reasoning.signature
+        case "tool_call" if waiting.tool_call.index == event.tool_call.index:
+            waiting.tool_call.arguments += event.tool_call.arguments
+            waiting.tool_call.signature += event.tool_call.signature
+        case _:
+            return False
+    delta, more = getattr(waiting, kind), getattr(event, kind)
+    delta.token_ids.extend(more.token_ids)
+    delta.logprobs.extend(more.logprobs)
     return True

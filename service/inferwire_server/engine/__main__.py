@@ -25,6 +25,8 @@ from inferwire.v1 import models_pb2
 from inferwire_server import errors, wire
 
 from .cells import Cells
+from .chat.family import Family, detect, family
+from .chat.model import ChatModel
 from .chat.template import ChatTemplate
 from .detokenizer import TextStream
 from .embedding import PooledVector
@@ -89,16 +91,22 @@ class EngineProcess:
         model = runner.model
         source = config.chat_template if config.HasField("chat_template") else model.chat_template
         vocabulary = runner.vocabulary
-        template = None
+        grammars = GrammarCompiler(vocabulary.handle, end_tokens=vocabulary.end_tokens())
+        chat = None
         if source:
             bos, eos = vocabulary.special_text("bos"), vocabulary.special_text("eos")
-            template = ChatTemplate(source, bos=bos, eos=eos, max_bytes=command.max_prompt_bytes)
-        grammars = GrammarCompiler(vocabulary.handle, end_tokens=vocabulary.end_tokens())
+            chat = ChatModel(
+                model=command.model,
+                template=ChatTemplate(source, bos=bos, eos=eos, max_bytes=command.max_prompt_bytes),
+                family=_family(config, source),
+                vocabulary=vocabulary,
+                grammars=grammars,
+            )
         self._intake = Intake(
             model=command.model,
             instance_id=command.instance_id,
             vocabulary=vocabulary,
-            template=template,
+            chat=chat,
             context_length=config.context_length,
             embedding=EmbeddingModel(
                 pooling=model.pooling,
@@ -144,7 +152,8 @@ class EngineProcess:
         description.name = command.model
         description.instance_id = command.instance_id
         description.capabilities.prompt = model.is_causal
-        description.capabilities.chat = model.is_causal and template is not None
+        if model.is_causal and chat is not None:
+            chat.describe(description.capabilities)
         description.capabilities.logprobs = model.is_causal
         description.capabilities.structured_output = model.is_causal
         description.capabilities.embeddings = True
@@ -224,6 +233,18 @@ class EngineProcess:
                 self._connection.sendall(data)
             except OSError:
                 os._exit(0)
+
+
+def _family(config: models_pb2.LoadConfig, template: str) -> Family:
+    """Returns the family that was asked for, or the one that the template tells; the config says it."""
+    if not config.HasField("chat_family"):
+        config.chat_family = detect(template)
+    try:
+        return family(config.chat_family)
+    except ValueError as error:
+        raise errors.InvalidRequest(
+            "the chat family is not known", violations=[("config.chat_family", str(error))]
+        ) from error
 
 
 def _told(error: Exception) -> errors.ServingError:

@@ -10,7 +10,7 @@ import logging
 import queue
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Generic
 
 from google.protobuf.duration_pb2 import Duration
@@ -217,13 +217,19 @@ class Engine(Generic[SamplerT]):
             token = self._runner.sample(row, sampler, constraint.mask() if constraint else None)
             if constraint is not None:
                 constraint.accept(token)
-            if not self._take_token(sequence, row, token) or constraint is None or sequence.want_logprobs:
+            goes_on = self._take_token(sequence, row, token)
+            if (
+                not goes_on
+                or sequence.want_logprobs
+                or constraint is None
+                or sequence.constraint is not constraint
+            ):
                 return
             # What must come next is not drawn. Its log probabilities would not be known, so who asks for them draws.
             for token in constraint.forced():
                 sampler.accept([token])
                 constraint.accept(token)
-                if not self._take_token(sequence, row, token):
+                if not self._take_token(sequence, row, token) or sequence.constraint is not constraint:
                     return
         except errors.GrammarTooComplex as error:
             self._fail(sequence, error)
@@ -253,9 +259,18 @@ class Engine(Generic[SamplerT]):
             return pb.Completion(finish_reason=pb.FINISH_REASON_STOP, stop_token=token)
         if vocabulary.ends_generation(token):
             return pb.Completion(finish_reason=pb.FINISH_REASON_STOP, eos_token=token)
-        self._tell_text(sequence, sequence.text.push(vocabulary.piece(token)))
+        reader = sequence.reader
+        is_shown = reader is not None and token in reader.shown_tokens
+        text = sequence.text.push(vocabulary.piece(token, special=is_shown))
+        if reader is None:
+            self._tell_text(sequence, text)
+        else:
+            self._tell_deltas(sequence, reader.read(token, text))
+            sequence.constraint = reader.constraint
         if sequence.text.stop is not None:
             return pb.Completion(finish_reason=pb.FINISH_REASON_STOP_STRING, stop_string=sequence.text.stop)
+        if reader is not None and reader.is_over:
+            return pb.Completion(finish_reason=pb.FINISH_REASON_STOP)
         if sequence.constraint is not None and sequence.constraint.is_complete:
             return pb.Completion(finish_reason=pb.FINISH_REASON_STOP)
         if sequence.repetition_limit and sequence.num_repeats >= sequence.repetition_limit:
@@ -266,20 +281,27 @@ class Engine(Generic[SamplerT]):
 
     def _finish(self, sequence: Sequence, completion: pb.Completion, now: float) -> None:
         was_stopped = sequence.text.stop is not None
+        reader = sequence.reader
+        text = "" if was_stopped else sequence.text.finish()
+        if reader is None:
+            self._tell_text(sequence, text)
+        else:
+            self._tell_deltas(sequence, reader.finish(text))
         if not was_stopped:
-            self._tell_text(sequence, sequence.text.finish())
             stop = sequence.text.stop
             if stop is not None:
                 # The very last bytes completed a stop text.
                 completion = pb.Completion(finish_reason=pb.FINISH_REASON_STOP_STRING, stop_string=stop)
+        if reader is not None:
+            completion.usage.reasoning_tokens = reader.num_thought_tokens
+            if reader.has_called and completion.finish_reason == pb.FINISH_REASON_STOP:
+                completion.finish_reason = pb.FINISH_REASON_TOOL_CALLS
         completion.usage.prompt_tokens = len(sequence.prompt)
         completion.usage.cached_prompt_tokens = sequence.num_cached
         completion.usage.completion_tokens = len(sequence.generated)
         completion.timing.CopyFrom(_timing(sequence, now))
         if sequence.want_message:
-            completion.message.role = pb.ROLE_ASSISTANT
-            if sequence.answer:
-                completion.message.parts.add(text="".join(sequence.answer))
+            completion.message.CopyFrom(sequence.answer.response().message)
         completion.token_ids.extend(sequence.pending_token_ids)
         completion.logprobs.extend(sequence.pending_logprobs)
         self._tell(sequence, pb.StreamCompleteResponse(completion=completion))
@@ -298,7 +320,10 @@ class Engine(Generic[SamplerT]):
             sampler.close()
 
     def _new_sampler(self, sequence: Sequence) -> SamplerT:
-        forbidden = self._runner.vocabulary.end_tokens() if sequence.ignore_eos else ()
+        forbidden = {
+            *sequence.forbidden,
+            *(self._runner.vocabulary.end_tokens() if sequence.ignore_eos else ()),
+        }
         sampler = self._runner.new_sampler(sequence.sampling, forbidden=forbidden)
         sampler.accept(sequence.prompt)
         return sampler
@@ -321,16 +346,20 @@ class Engine(Generic[SamplerT]):
         self._report(sequence).events.append(event)
 
     def _tell_text(self, sequence: Sequence, text: str) -> None:
-        if not text:
-            return
-        delta = pb.TextDelta(
-            text=text, token_ids=sequence.pending_token_ids, logprobs=sequence.pending_logprobs
-        )
-        sequence.pending_token_ids = []
-        sequence.pending_logprobs = []
-        if sequence.want_message:
-            sequence.answer.append(text)
-        self._tell(sequence, pb.StreamCompleteResponse(text=delta))
+        if text:
+            self._tell_deltas(sequence, [pb.StreamCompleteResponse(text=pb.TextDelta(text=text))])
+
+    def _tell_deltas(self, sequence: Sequence, events: Iterable[pb.StreamCompleteResponse]) -> None:
+        """Tells deltas; the first gets the tokens that were drawn since the last."""
+        for event in events:
+            delta = getattr(event, event.WhichOneof("event"))
+            delta.token_ids.extend(sequence.pending_token_ids)
+            delta.logprobs.extend(sequence.pending_logprobs)
+            sequence.pending_token_ids = []
+            sequence.pending_logprobs = []
+            if sequence.want_message:
+                sequence.answer.add(event)
+            self._tell(sequence, event)
 
     def _tell_queue_positions(self) -> None:
         for position, sequence in enumerate(self._scheduler.queue()):

@@ -39,6 +39,10 @@ class GrammarCompiler:
         self._executor = llguidance.LLExecutor()
         self._masks = np.empty((0, _num_mask_words(self._tokenizer.vocab_size)), dtype=np.int32)
 
+    def is_special(self, token: int) -> bool:
+        """Whether a grammar speaks of a token by its id: its text, spelled out, is something else."""
+        return bool(self._tokenizer.is_special_token(token))
+
     def compute_masks(self, constraints: Sequence[object]) -> None:
         """Computes the masks of a whole batch at once, on several threads; `Constraint.mask` then returns them."""
         ours = [constraint for constraint in constraints if isinstance(constraint, Constraint)]
@@ -66,6 +70,18 @@ class GrammarCompiler:
         except Exception as error:
             # A converter of untrusted text may fail in any way; whichever it is, there is no constraint.
             raise _invalid(field, str(error)) from error
+        return self._constraint(grammar, field)
+
+    def compile_lark(self, text: str, field: str) -> Constraint:
+        """Returns the constraint of a grammar that we wrote for the request's `field`. Raises as `compile`."""
+        try:
+            _check_nesting(text)
+            grammar = llguidance.LLMatcher.grammar_from_lark(text)
+        except RecursionError as error:
+            raise _too_complex(field) from error
+        return self._constraint(grammar, field)
+
+    def _constraint(self, grammar: str, field: str) -> Constraint:
         matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
         if matcher.is_error():
             problem = matcher.get_error()
@@ -99,6 +115,15 @@ class Constraint:
             self.matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
         self._check()
         return mask
+
+    def copy(self) -> Constraint:
+        """Returns one that is where this one is, and goes its own way."""
+        return Constraint(self.matcher.deep_copy(), 32 * len(self._mask), self._field)
+
+    def has_begun_with(self, tokens: Sequence[int]) -> bool:
+        """Takes tokens that came before it was asked. False when they are not what it would have allowed."""
+        self.computed = None
+        return bool(self.matcher.try_consume_tokens(list(tokens)) == len(tokens))
 
     def accept(self, token: int) -> None:
         """Takes the token that came."""

@@ -7,31 +7,21 @@ has checked everything that needs no model; what is checked here needs the vocab
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import secrets
 import time
 from collections.abc import Callable
 from typing import Any
 
-from google.protobuf.struct_pb2 import Value
-
 from inferwire.v1 import inference_pb2 as pb
 from inferwire_server import errors
 
-from .chat.template import ChatTemplate
+from .chat.model import ChatModel
 from .detokenizer import TextStream
 from .embedding import PooledVector
 from .runner import Constraint, Vocabulary
 from .sequence import SamplingParams, Sequence
 from .v1 import engine_pb2
-
-_ROLES = {
-    pb.ROLE_SYSTEM: "system",
-    pb.ROLE_USER: "user",
-    pb.ROLE_ASSISTANT: "assistant",
-    pb.ROLE_TOOL: "tool",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +43,7 @@ class Intake:
         model: str,
         instance_id: str,
         vocabulary: Vocabulary,
-        template: ChatTemplate | None,
+        chat: ChatModel | None,
         context_length: int,
         embedding: EmbeddingModel | None = None,
         compile_grammar: Callable[[pb.ResponseFormat], Constraint] | None = None,
@@ -62,7 +52,7 @@ class Intake:
         self._model = model
         self._instance_id = instance_id
         self._vocabulary = vocabulary
-        self._template = template
+        self._chat = chat
         self._context_length = context_length
         self._embedding = embedding
         self._compile_grammar = compile_grammar
@@ -72,7 +62,8 @@ class Intake:
         """Returns the sequence of a request. Raises errors.RequestError when the model cannot take it."""
         now = self._clock()
         request = command.request
-        prompt = self.prompt_tokens(request)
+        text = self._prompt(request)
+        prompt = self._prompt_tokens(request, text)
         stopping = request.stopping
         room = self._context_length - len(prompt)
         wants_none = stopping.HasField("max_tokens") and stopping.max_tokens == 0
@@ -87,8 +78,13 @@ class Intake:
             )
         max_tokens = min(stopping.max_tokens, room) if stopping.HasField("max_tokens") else room
         self._check_tokens(request)
-        constraint = self._constraint(request)
         in_force = resolve_sampling(request.sampling)
+        plan, constraint = None, None
+        if self._chat is not None and request.HasField("chat"):
+            plan = self._chat.plan(request, text, seed=in_force.seed)
+            constraint = plan.reader.constraint
+        else:
+            constraint = self._constraint(request)
         started = pb.Started(
             id=command.request_id,
             model=self._model,
@@ -114,6 +110,8 @@ class Intake:
             repetition_limit=stopping.repetition_limit,
             ignore_eos=stopping.ignore_eos,
             constraint=constraint,
+            reader=plan.reader if plan else None,
+            forbidden=plan.forbidden if plan else (),
             want_logprobs=request.output.logprobs,
             num_top_logprobs=request.output.top_logprobs,
             want_progress=request.output.progress,
@@ -171,21 +169,23 @@ class Intake:
 
     def prompt_tokens(self, request: pb.CompleteRequest) -> list[int]:
         """Returns the tokens that a request puts before the model."""
+        return self._prompt_tokens(request, self._prompt(request))
+
+    def _prompt(self, request: pb.CompleteRequest) -> str:
+        """Returns the text that a request puts before the model."""
         if request.WhichOneof("input") == "prompt":
-            tokens = self._vocabulary.tokenize(request.prompt, add_special=True, parse_special=True)
-        else:
-            if self._template is None:
-                raise errors.UnsupportedByBackend(
-                    "the model has no chat template; send a raw prompt, or load it with config.chat_template",
-                    metadata={"model": self._model, "backend": "local"},
-                    violations=[("chat", "the model has no chat template")],
-                )
-            text = self._template.render(
-                template_messages(request.chat),
-                arguments=_plain(Value(struct_value=request.chat.template_arguments)),
+            return request.prompt
+        if self._chat is None:
+            raise errors.UnsupportedByBackend(
+                "the model has no chat template; send a raw prompt, or load it with config.chat_template",
+                metadata={"model": self._model, "backend": "local"},
+                violations=[("chat", "the model has no chat template")],
             )
-            # The template writes the special tokens itself, BOS included.
-            tokens = self._vocabulary.tokenize(text, add_special=False, parse_special=True)
+        return self._chat.prompt(request.chat)
+
+    def _prompt_tokens(self, request: pb.CompleteRequest, text: str) -> list[int]:
+        # A template writes the special tokens itself, BOS included.
+        tokens = self._vocabulary.tokenize(text, add_special=request.HasField("prompt"), parse_special=True)
         if not tokens:
             raise errors.InvalidRequest(
                 "the input has no tokens", violations=[(request.WhichOneof("input"), "must not be empty")]
@@ -209,7 +209,9 @@ class Intake:
     def count_tokens(self, request: pb.CompleteRequest) -> pb.CountTokensResponse:
         """Answers CountTokens."""
         return pb.CountTokensResponse(
-            model=self._model, tokens=len(self.prompt_tokens(request)), context_length=self._context_length
+            model=self._model,
+            tokens=len(self.prompt_tokens(request)),
+            context_length=self._context_length,
         )
 
     def _constraint(self, request: pb.CompleteRequest) -> Constraint | None:
@@ -295,50 +297,3 @@ def sampling_params(sampling: pb.Sampling) -> SamplingParams:
         seed=sampling.seed,
         logit_bias=dict(sampling.logit_bias),
     )
-
-
-def template_messages(chat: pb.Chat) -> list[dict[str, Any]]:
-    """Returns a conversation as chat templates expect it: OpenAI's shape, arguments of calls as objects."""
-    messages = []
-    for message in chat.messages:
-        entry: dict[str, Any] = {"role": _ROLES[message.role]}
-        entry["content"] = "".join(part.text for part in message.parts if part.WhichOneof("part") == "text")
-        thoughts = [part.reasoning.text for part in message.parts if part.WhichOneof("part") == "reasoning"]
-        if thoughts:
-            entry["reasoning_content"] = "".join(thoughts)
-        calls = [part.tool_call for part in message.parts if part.WhichOneof("part") == "tool_call"]
-        if calls:
-            entry["tool_calls"] = [
-                {
-                    "type": "function",
-                    "id": call.id,
-                    "function": {"name": call.name, "arguments": json.loads(call.arguments or "{}")},
-                }
-                for call in calls
-            ]
-        results = [part.tool_result for part in message.parts if part.WhichOneof("part") == "tool_result"]
-        if results:
-            # A template sees one result per tool message.
-            messages += [
-                {**entry, "content": result.text, "tool_call_id": result.call_id} for result in results
-            ]
-        else:
-            messages.append(entry)
-    return messages
-
-
-def _plain(value: Value) -> Any:
-    """Returns a Struct's value as Python's, with whole numbers as int, so that a template prints 5 and not 5.0."""
-    match value.WhichOneof("kind"):
-        case "struct_value":
-            return {key: _plain(item) for key, item in value.struct_value.fields.items()}
-        case "list_value":
-            return [_plain(item) for item in value.list_value.values]
-        case "number_value":
-            number = value.number_value
-            return int(number) if number.is_integer() else number
-        case "string_value":
-            return value.string_value
-        case "bool_value":
-            return value.bool_value
-    return None

@@ -10,11 +10,13 @@ import enum
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from inferwire.gather import Gatherer
 from inferwire.v1 import inference_pb2 as pb
 
 from .detokenizer import TextStream
 
 if TYPE_CHECKING:
+    from .chat.reader import AnswerReader
     from .embedding import PooledVector
     from .runner import Constraint
 
@@ -85,6 +87,8 @@ class Sequence:
     repetition_limit: int = 0
     ignore_eos: bool = False
     constraint: Constraint | None = None
+    reader: AnswerReader | None = None
+    forbidden: tuple[int, ...] = ()
     want_logprobs: bool = False
     num_top_logprobs: int = 0
     want_progress: bool = False
@@ -102,7 +106,7 @@ class Sequence:
     num_preemptions: int = 0
 
     generated: list[int] = dataclasses.field(default_factory=list)
-    answer: list[str] = dataclasses.field(default_factory=list)
+    answer: Gatherer = dataclasses.field(default_factory=Gatherer)
     pending_token_ids: list[int] = dataclasses.field(default_factory=list)
     pending_logprobs: list[pb.TokenLogprob] = dataclasses.field(default_factory=list)
     has_started: bool = False

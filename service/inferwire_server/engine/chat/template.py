@@ -24,6 +24,7 @@ class ChatTemplate:
     """A compiled template. Raises errors.TemplateInvalid when it cannot be compiled or fails on a plain conversation."""
 
     def __init__(self, source: str, *, bos: str, eos: str, max_bytes: int) -> None:
+        self._source = source
         self._specials = {"bos_token": bos, "eos_token": eos}
         self._max_bytes = max_bytes
         self._environment = Environment(self._allowance())
@@ -79,6 +80,10 @@ class ChatTemplate:
                 "the model's chat template fails on this conversation", detail=repr(error)
             ) from error
         return "".join(pieces)
+
+    def knows(self, variable: str) -> bool:
+        """Whether the template speaks of a variable."""
+        return variable in self._source
 
     def _allowance(self) -> Allowance:
         max_bytes = MIN_ALLOWANCE_BYTES + MAX_PROMPTS * self._max_bytes
