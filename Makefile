@@ -10,7 +10,7 @@ SETUP = $(PYTHON) tools/setup_env.py
 BIN = .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test setup lint format types generate check-generate bench bench-stream bench-cancel train lock clean
+.PHONY: help serve test setup lint format types generate check-generate bench bench-stream bench-cancel bench-calls train lock clean
 
 help: ## Show this list
 	@echo "make TARGET [ADDRESS=$(ADDRESS)] [ARGS='more arguments'] [PYTHON=python3.12]"
@@ -61,6 +61,9 @@ bench-stream: ## Measure what a streamed event costs, beside a bare grpc.aio str
 bench-cancel: ## Measure how soon a cancel frees what a request held
 	@$(SETUP) --dev
 	$(BIN)/python -m bench.cancel $(ARGS)
+
+bench-calls: .venv-bench/stamp ## Force tool calls over many schemas, and measure what that costs
+	@.venv-bench/bin/python -m bench.calls $(ARGS)
 
 train: ## Train the demo model from nothing (ARGS goes to training.train)
 	@$(SETUP) --train

@@ -85,11 +85,20 @@ class _Engine(EngineProcess):
         for field in engine_pb2.LoadCommand.DESCRIPTOR.fields:
             if hasattr(settings, field.name):
                 setattr(command, field.name, getattr(settings, field.name))
-        self._engine = self._load(command)
         self._streams: dict[int, Stream] = {}
         self._ids = itertools.count(1)
         self._left = threading.Semaphore(0)
-        threading.Thread(target=self._engine.run, daemon=True).start()
+        is_loaded = threading.Event()
+
+        def serve() -> None:
+            # One thread computes from the first step on: libgomp keeps a team for every thread that ever began a computation,
+            # and with more of them than cores each waits asleep at every barrier, which takes half of the speed.
+            self._engine = self._load(command)
+            is_loaded.set()
+            self._engine.run()
+
+        threading.Thread(target=serve, daemon=True).start()
+        is_loaded.wait()
 
     def ask(self, requests: list[Request]) -> list[Stream]:
         """Submits all requests and returns their streams when all have ended."""

@@ -6,6 +6,7 @@ file. Greedy answers are words that never end, and their text gives the same tok
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 from collections.abc import Iterator
@@ -20,14 +21,28 @@ from tools import setup_env
 
 from .build import VOCABULARY, WORK
 
-PATH = WORK / "qwen2-0.5b-random-q8_0.gguf"
 
-LAYERS = 24
-WIDTH = 896
-HEADS = 14
-KV_HEADS = 2
-HEAD_WIDTH = WIDTH // HEADS
-FEED_FORWARD = 4864
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """The sizes of a Qwen2 model."""
+
+    name: str
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    feed_forward: int
+
+    @property
+    def path(self) -> Path:
+        """Where the file is."""
+        return WORK / f"{self.name}-random-q8_0.gguf"
+
+
+QWEN2_05B = Shape("qwen2-0.5b", layers=24, width=896, heads=14, kv_heads=2, feed_forward=4864)
+# As small as can be with the whole vocabulary: for what depends on the vocabulary alone.
+TINY = Shape("qwen2-tiny", layers=2, width=64, heads=2, kv_heads=1, feed_forward=128)
+
 CONTEXT = 32768
 ROPE_BASE = 1e6
 NORM_EPSILON = 1e-6
@@ -43,30 +58,31 @@ TEMPLATE = (
 )
 
 
-def make() -> Path:
-    """Writes the model, unless this very code has written it, and returns where it is."""
-    stamp = PATH.with_suffix(".stamp")
+def make(shape: Shape = QWEN2_05B) -> Path:
+    """Writes a model, unless this very code has written it, and returns where it is."""
+    path = shape.path
+    stamp = path.with_suffix(".stamp")
     made_of = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
-    if PATH.exists() and stamp.exists() and stamp.read_text() == made_of:
-        return PATH
-    setup_env.step("Writing the model, once: 0.5 GB")
+    if path.exists() and stamp.exists() and stamp.read_text() == made_of:
+        return path
+    setup_env.step(f"Writing the model {shape.name}, once")
     vocabulary = gguf.GGUFReader(VOCABULARY)
-    partial = PATH.with_suffix(".part")
+    partial = path.with_suffix(".part")
     writer = gguf.GGUFWriter(partial, "qwen2")
-    writer.add_name("Qwen2 0.5B shape, random weights")
+    writer.add_name(f"{shape.name}, random weights")
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    writer.add_block_count(LAYERS)
+    writer.add_block_count(shape.layers)
     writer.add_context_length(CONTEXT)
-    writer.add_embedding_length(WIDTH)
-    writer.add_feed_forward_length(FEED_FORWARD)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KV_HEADS)
+    writer.add_embedding_length(shape.width)
+    writer.add_feed_forward_length(shape.feed_forward)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.kv_heads)
     writer.add_rope_freq_base(ROPE_BASE)
     writer.add_layer_norm_rms_eps(NORM_EPSILON)
     writer.add_chat_template(TEMPLATE)
     tokens = _copy_tokenizer(vocabulary, writer)
-    for name, values in _tensors(tokens):
+    for name, values in _tensors(shape, tokens):
         if values.ndim == 1:
             writer.add_tensor(name, values)
         else:
@@ -76,9 +92,9 @@ def make() -> Path:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    partial.rename(PATH)
+    partial.rename(path)
     stamp.write_text(made_of)
-    return PATH
+    return path
 
 
 def _copy_tokenizer(vocabulary: Any, writer: Any) -> list[str]:
@@ -90,26 +106,27 @@ def _copy_tokenizer(vocabulary: Any, writer: Any) -> list[str]:
     return list(vocabulary.fields["tokenizer.ggml.tokens"].contents())
 
 
-def _tensors(tokens: list[str]) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
+def _tensors(shape: Shape, tokens: list[str]) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
     """Yields every tensor [rows, columns] in the order of the file; the output layer is the embedding's own."""
     random = np.random.default_rng(SEED)
+    width, head_width = shape.width, shape.width // shape.heads
 
     def normal(*shape: int, scale: float = WEIGHT_SCALE) -> npt.NDArray[np.float32]:
         return random.standard_normal(shape, dtype=np.float32) * np.float32(scale)
 
-    embedding = normal(len(tokens), WIDTH)
+    embedding = normal(len(tokens), width)
     # A row of zeros has the logit zero, and among many words one is always above.
     embedding[[re.fullmatch("Ġ[A-Za-z]+", token) is None for token in tokens]] = 0
     yield "token_embd.weight", embedding
-    yield "output_norm.weight", np.ones(WIDTH, dtype=np.float32)
-    for layer in range(LAYERS):
+    yield "output_norm.weight", np.ones(width, dtype=np.float32)
+    for layer in range(shape.layers):
         name = f"blk.{layer}"
         for norm in ("attn_norm", "ffn_norm"):
-            yield f"{name}.{norm}.weight", np.ones(WIDTH, dtype=np.float32)
-        for part, heads in (("attn_q", HEADS), ("attn_k", KV_HEADS), ("attn_v", KV_HEADS)):
-            yield f"{name}.{part}.weight", normal(heads * HEAD_WIDTH, WIDTH)
-            yield f"{name}.{part}.bias", normal(heads * HEAD_WIDTH, scale=BIAS_SCALE)
-        yield f"{name}.attn_output.weight", normal(WIDTH, WIDTH)
+            yield f"{name}.{norm}.weight", np.ones(width, dtype=np.float32)
+        for part, heads in (("attn_q", shape.heads), ("attn_k", shape.kv_heads), ("attn_v", shape.kv_heads)):
+            yield f"{name}.{part}.weight", normal(heads * head_width, width)
+            yield f"{name}.{part}.bias", normal(heads * head_width, scale=BIAS_SCALE)
+        yield f"{name}.attn_output.weight", normal(width, width)
         for part in ("ffn_gate", "ffn_up"):
-            yield f"{name}.{part}.weight", normal(FEED_FORWARD, WIDTH)
-        yield f"{name}.ffn_down.weight", normal(WIDTH, FEED_FORWARD)
+            yield f"{name}.{part}.weight", normal(shape.feed_forward, width)
+        yield f"{name}.ffn_down.weight", normal(width, shape.feed_forward)

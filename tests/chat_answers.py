@@ -110,3 +110,37 @@ def parts_of(events: Sequence[Event]) -> list[dict[str, Any]]:
                 parts[-1]["is_complete"] = is_complete
     assert not is_open
     return parts
+
+
+def write_call(
+    name: str, tool: str, arguments: Mapping[str, Any], *, ascii_only: bool = False, indent: int | None = None
+) -> str:
+    """A call as a model of the family writes it."""
+    syntax = family(name).calls
+    assert syntax is not None
+    match syntax.form:
+        case "tags":
+            written = "".join(_tag(syntax.argument, key, value) for key, value in arguments.items())
+        case "bare":
+            written = _bare(arguments, syntax.delimiter)
+        case "python":
+            written = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        case _:
+            written = json.dumps(arguments, ensure_ascii=ascii_only, indent=indent)
+    return syntax.call.replace("{name}", tool).replace("{id}", "123456789").replace("{arguments}", written)
+
+
+def _tag(form: str, key: str, value: Any) -> str:
+    is_text = isinstance(value, str)
+    written = value if is_text else json.dumps(value)
+    return form.replace("{key}", key).replace("{is_text}", str(is_text).lower()).replace("{value}", written)
+
+
+def _bare(value: Any, delimiter: str) -> str:
+    if isinstance(value, str):
+        return f"{delimiter}{value}{delimiter}"
+    if isinstance(value, list):
+        return f"[{','.join(_bare(item, delimiter) for item in value)}]"
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{key}:{_bare(item, delimiter)}' for key, item in value.items())}}}"
+    return json.dumps(value)

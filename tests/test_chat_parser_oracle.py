@@ -27,7 +27,7 @@ from inferwire_server.engine.chat import family as families
 from inferwire_server.engine.chat.parser import AnswerParser
 from inferwire_server.engine.chat.response_template import ResponseTemplate
 
-from .chat_answers import cut, events_of, parts_of
+from .chat_answers import cut, events_of, parts_of, write_call
 
 # Those whose files use nothing but the format itself.
 FAMILIES = [
@@ -134,32 +134,9 @@ def calls_of(draw: st.DrawFn, name: str) -> str:
     )
     keys = draw(st.lists(st.sampled_from(sorted(VALUES)), unique=True)) if tool != "now" else []
     arguments = {key: draw(VALUES[key]) for key in keys}
-    match syntax.form:
-        case "tags":
-            written = "".join(tag(syntax.argument, key, value) for key, value in arguments.items())
-        case "bare":
-            written = bare(arguments, syntax.delimiter)
-        case _:
-            written = json.dumps(
-                arguments, ensure_ascii=draw(st.booleans()), indent=draw(st.sampled_from([None, 1]))
-            )
-    return syntax.call.replace("{name}", tool).replace("{id}", "123456789").replace("{arguments}", written)
-
-
-def tag(form: str, key: str, value: Any) -> str:
-    is_text = isinstance(value, str)
-    written = value if is_text else json.dumps(value)
-    return form.replace("{key}", key).replace("{is_text}", str(is_text).lower()).replace("{value}", written)
-
-
-def bare(value: Any, delimiter: str) -> str:
-    if isinstance(value, str):
-        return f"{delimiter}{value}{delimiter}"
-    if isinstance(value, list):
-        return f"[{','.join(bare(item, delimiter) for item in value)}]"
-    if isinstance(value, dict):
-        return f"{{{','.join(f'{key}:{bare(item, delimiter)}' for key, item in value.items())}}}"
-    return json.dumps(value)
+    return write_call(
+        name, tool, arguments, ascii_only=draw(st.booleans()), indent=draw(st.sampled_from([None, 1]))
+    )
 
 
 def ours(template: dict[str, Any], prompt: str, pieces: list[str]) -> dict[str, Any]:
