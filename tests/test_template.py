@@ -89,6 +89,14 @@ class TestFeatures:
             "{{ messages[0].content }}", [{"role": "user", "content": "{{ 7 * 7 }}{% raw %}"}]
         )
 
+    def test_a_time_that_stands_still(self) -> None:
+        """A request may say what time it is; what is no time is its mistake, by its field."""
+        source = "{{ strftime_now('%d %b %Y, %H:%M') }}"
+        assert "24 Feb 2031, 07:05" == render(source, arguments={"now": "2031-02-24T07:05:00"})
+        with pytest.raises(errors.InvalidRequest) as caught:
+            render(source, arguments={"now": "tomorrow"})
+        assert ["chat.template_arguments.now"] == [field for field, _ in caught.value.violations]
+
     def test_strftime_now(self) -> None:
         """Templates may write today's date."""
         assert re.fullmatch(r"\d\d \w+ \d{4}", render("{{ strftime_now('%d %b %Y') }}"))

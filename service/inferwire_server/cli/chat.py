@@ -17,11 +17,14 @@ from inferwire_server.cli.connection import Connection, connects, describe, fail
 from inferwire_server.cli.terminal import ctrl_c_cancels, write
 
 COMMANDS = """\
-/tools FILE  let the model call tools: a JSON list of {name, description, parameters}; /tools alone takes them away
-/think on    let it think before it answers, its thoughts are dimmed; /think off forbids it, /think alone is its own habit
-/clear  forget the conversation
-/quit   leave; so do Ctrl-D and Ctrl-C at the prompt
-/help   show this
+/tools FILE   let the model call the tools of a JSON list of {name, description, parameters}
+/tools        take them away
+/think on     let it think before it answers; thoughts are dimmed
+/think off    forbid it
+/think        leave it to the model
+/clear        forget the conversation
+/quit         leave; so do Ctrl-D and Ctrl-C at the prompt
+/help         show this
 Ctrl-C while the model answers ends the answer and keeps the conversation."""
 
 
@@ -78,6 +81,8 @@ def chat(
                     use_tools(settings, command.removeprefix("/tools").strip())
                 case "/think" | "/think on" | "/think off" as command:
                     settings["reasoning"] = {"on": True, "off": False}.get(command[6:].strip())
+                case command if command.split()[0] == "/think":
+                    click.echo("Say /think on, /think off, or /think alone.", err=True)
                 case command if command.startswith("/"):
                     click.echo(f"There is no {command.split()[0]}; /help shows what there is.", err=True)
                 case text:
@@ -105,7 +110,10 @@ def use_tools(settings: Shorthand, path: str) -> None:
         if not isinstance(entries, list) or not entries:
             raise ValueError("a JSON list is expected")
         tools = [as_tool(entry) for entry in entries]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except OSError as error:
+        click.echo(f"{path} cannot be read: {error.strerror}", err=True)
+        return
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         click.echo(f"{path} is no list of tools: {error}", err=True)
         return
     settings["tools"] = tools

@@ -22,6 +22,8 @@ import jinja2.parser
 import jinja2.sandbox
 import jinja2.visitor
 
+from inferwire_server import errors
+
 REFERENCE_BYTES = 8
 PASS_BYTES = 64
 MAX_INTEGER_BITS = 1 << 14
@@ -287,3 +289,14 @@ def _raise_exception(message: str) -> None:
 
 def _strftime_now(format: str) -> str:
     return datetime.datetime.now().strftime(str(format)[:256])
+
+
+def fixed_clock(now: object) -> Callable[[str], str]:
+    """Returns a `strftime_now` that stands still at a time in ISO 8601. errors.InvalidRequest when it is none."""
+    try:
+        moment = datetime.datetime.fromisoformat(str(now))
+    except ValueError as error:
+        raise errors.InvalidRequest(
+            "the time is not written in ISO 8601", violations=[("chat.template_arguments.now", str(error))]
+        ) from error
+    return lambda format: moment.strftime(str(format)[:256])

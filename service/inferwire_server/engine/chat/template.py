@@ -12,7 +12,7 @@ from typing import Any
 
 from inferwire_server import errors
 
-from .sandbox import Allowance, Environment, Refused
+from .sandbox import Allowance, Environment, Refused, fixed_clock
 
 MAX_RENDER_SECONDS = 1.0
 # New values of one rendering, bytes: so many times the largest prompt, for what a template builds on its way there.
@@ -54,8 +54,10 @@ class ChatTemplate:
         `arguments` are the caller's own variables; they never replace the standard ones. Raises
         errors.TemplateRejected when the template refuses the conversation, fails or exceeds a bound.
         """
+        now = (arguments or {}).get("now")
         variables = {
             **(arguments or {}),
+            **({} if now is None else {"strftime_now": fixed_clock(now)}),
             **self._specials,
             "messages": messages,
             "tools": tools or None,
