@@ -25,11 +25,12 @@ def call_grammar(
     tools: Tools,
     *,
     is_parallel: bool = True,
+    is_inner: bool = False,
     special_tokens: Mapping[str, int] | None = None,
 ) -> str:
     """Returns the grammar of a call of any of the tools; of several where `is_parallel` and the family has a way to write them.
 
-    Who asks for one tool passes only that one. `special_tokens` are those of the family's tokens that llguidance takes
+    Who asks for one tool passes only that one. With `is_inner` what stands around all calls was written before. `special_tokens` are those of the family's tokens that llguidance takes
     for special ones, with their ids: they are written as such, all else as text. ValueError when the family knows no calls, when there are
     no tools, or when a schema asks for what cannot be enforced in the family's form.
     """
@@ -47,8 +48,9 @@ def call_grammar(
     call = writer.rule("call", " | ".join(calls))
     if is_parallel and syntax.separator is not None:
         call = f"{call} ({_join([writer.text(syntax.separator), call])})*"
-    start = _join([writer.text(syntax.begin), call, writer.text(syntax.end)])
-    return "\n".join([f"start: {start}", *writer.rules, ""])
+    if not is_inner:
+        call = _join([writer.text(syntax.begin), call, writer.text(syntax.end)])
+    return "\n".join([f"start: {call}", *writer.rules, ""])
 
 
 def text_without(marker: str) -> str:

@@ -68,6 +68,16 @@ class Family:
     # Any of these tells a chat template: all the fragments of the first list are in it, and none of the second.
     fragments: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
     is_fallback: bool
+    # Calls have no marker of their own: only the name of a tool makes one.
+    is_strict: bool
+
+    @property
+    def call_marker(self) -> str | None:
+        """What opens a call, or the first of several, and nothing else; None where nothing does."""
+        begin = (self.calls.begin or self.calls.call).lstrip() if self.calls is not None else ""
+        marker = max((text for text in self.tokens if begin.startswith(text)), key=len, default=None)
+        is_shared = marker and self.thought is not None and self.thought.begin.lstrip().startswith(marker)
+        return None if is_shared else marker
 
     def fits(self, template: str) -> bool:
         """Whether a chat template's source is of this family."""
@@ -118,4 +128,5 @@ def _load(name: str) -> Family:
         thought=Thought(**data["thought"]) if "thought" in data else None,
         fragments=tuple((tuple(rule["has"]), tuple(rule.get("lacks", ()))) for rule in data["template"]),
         is_fallback=data.get("is_fallback", False),
+        is_strict=data["response_template"]["fields"].get("tool_calls", {}).get("is_strict", False),
     )

@@ -84,7 +84,7 @@ class ChatModel:
         }
         # Control tokens have no text of their own; the parser is shown how they are written.
         self._shown_tokens = [token for token in self._special_tokens.values() if not vocabulary.piece(token)]
-        self._call_token = self._token(self._call_marker) if self._call_marker else None
+        self._call_token = self._token(family.call_marker) if family.call_marker else None
         self._thought_token = self._token(family.thought.begin.strip()) if family.thought else None
         self._shows_tools = family.calls is not None and self._is_shown(_PROBE)
 
@@ -133,7 +133,7 @@ class ChatModel:
         is_parallel = not chat.HasField("parallel_tool_calls") or chat.parallel_tool_calls
         forbidden: list[int | None] = []
         answer: Constraint | None = None
-        form: CallConstraint | None = None
+        forms: list[CallConstraint] = []
         if must_call:
             chosen = {choice.name: tools[choice.name]} if choice.name else tools
             answer = self._call_form(chosen, is_parallel=is_parallel)
@@ -141,9 +141,11 @@ class ChatModel:
             answer = self._grammars.compile(request.response_format)
         if tools and is_auto:
             # Where nothing stands around several calls, each has its own form, and there may be text between them.
-            form = self._call_form(
-                tools, is_parallel=is_parallel and bool(family.calls and family.calls.begin)
-            )
+            is_wrapped = family.calls is not None and bool(family.calls.begin)
+            forms.append(self._call_form(tools, is_parallel=is_parallel and is_wrapped))
+            if is_wrapped:
+                # Where the parser sees a call begin, what stands around all of them was written before.
+                forms.append(self._call_form(tools, is_parallel=False, is_inner=True))
             if answer is not None and self._call_token is None:
                 raise errors.UnsupportedByBackend(
                     "the model cannot choose between a call and an answer of a given form",
@@ -154,8 +156,13 @@ class ChatModel:
                 )
         elif tools and is_none:
             forbidden.append(self._call_token)
-            if answer is None and self._call_token is None and self._call_marker and not self._special_tokens:
-                answer = self._grammars.compile_lark(text_without(self._call_marker), "chat.tool_choice")
+            if (
+                answer is None
+                and self._call_token is None
+                and family.call_marker
+                and not self._special_tokens
+            ):
+                answer = self._grammars.compile_lark(text_without(family.call_marker), "chat.tool_choice")
         if self._is_off(chat.reasoning):
             forbidden.append(self._thought_token)
         parser = AnswerParser(
@@ -172,9 +179,9 @@ class ChatModel:
             shown_tokens=self._shown_tokens,
             end_tokens=self._vocabulary.end_tokens(),
             answer=answer,
-            call=form,
+            calls=forms,
             call_token=self._call_token,
-            is_strict=family.calls is not None and self._call_marker is None,
+            is_strict=family.is_strict,
             is_parallel=is_parallel,
             thought_token=None if self._is_off(chat.reasoning) else self._thought_token,
             thought_end=thought_end,
@@ -201,17 +208,16 @@ class ChatModel:
         is_disabled = reasoning.HasField("enabled") and not reasoning.enabled
         return is_disabled or (reasoning.HasField("budget_tokens") and reasoning.budget_tokens == 0)
 
-    @property
-    def _call_marker(self) -> str | None:
-        """What opens a call, or the first of several; None where only its content tells a call."""
-        calls = self._family.calls
-        begin = (calls.begin or calls.call).lstrip() if calls is not None else ""
-        return max((text for text in self._family.tokens if begin.startswith(text)), key=len, default=None)
-
-    def _call_form(self, tools: Mapping[str, Any], *, is_parallel: bool) -> CallConstraint:
+    def _call_form(
+        self, tools: Mapping[str, Any], *, is_parallel: bool, is_inner: bool = False
+    ) -> CallConstraint:
         try:
             grammar = call_grammar(
-                self._family, tools, is_parallel=is_parallel, special_tokens=self._special_tokens
+                self._family,
+                tools,
+                is_parallel=is_parallel,
+                is_inner=is_inner,
+                special_tokens=self._special_tokens,
             )
         except ValueError as error:
             raise errors.GrammarInvalid(

@@ -31,7 +31,7 @@ class CallConstraint(Constraint, Protocol):
 class AnswerReader:
     """One answer.
 
-    `answer` is the form of what is neither thought nor call. `call` is that of a call that the model may begin; a call begins with
+    `answer` is the form of what is neither thought nor call. `calls` are those of a call that the model may begin, of which the first counts that fits; a call begins with
     `call_token` where the vocabulary has one token for that, else where the parser sees it. `thought_token` opens a thought.
     `thought_end` is what closes a thought after `max_thought_tokens`.
     """
@@ -46,7 +46,7 @@ class AnswerReader:
         shown_tokens: Collection[int] = (),
         end_tokens: Collection[int] = (),
         answer: Constraint | None = None,
-        call: CallConstraint | None = None,
+        calls: Sequence[CallConstraint] = (),
         call_token: int | None = None,
         is_strict: bool = False,
         is_parallel: bool = True,
@@ -61,7 +61,7 @@ class AnswerReader:
         self.shown_tokens = frozenset(shown_tokens)
         self._end_tokens = frozenset(end_tokens)
         self._answer = answer
-        self._form = call
+        self._forms = list(calls)
         self._call_token = call_token
         self._is_strict = is_strict
         self._is_parallel = is_parallel
@@ -109,7 +109,7 @@ class AnswerReader:
                 ):
                     self._answer.accept(unseen)
                     self._is_answering = True
-            if self._form is not None:
+            if self._forms:
                 self._follow_call(token, events)
         self.is_over = not self._is_parallel and self.has_called
         self._choose()
@@ -144,10 +144,11 @@ class AnswerReader:
             self._begin_call(self._tokenize(self._parser.call_text))
 
     def _begin_call(self, tokens: Sequence[int]) -> None:
-        assert self._form is not None, "a call begins that has no form"
-        call = self._form.copy()
-        if call.has_begun_with(tokens):
-            self._call = call
+        for form in self._forms:
+            call = form.copy()
+            if call.has_begun_with(tokens):
+                self._call = call
+                return
 
     def _choose(self) -> None:
         """Chooses what holds for the next token."""
@@ -160,7 +161,7 @@ class AnswerReader:
         elif self._answer is None or self._is_answering:
             self.constraint = self._answer
         else:
-            others = [] if self._form is None or self._call_token is None else [self._call_token]
+            others = [self._call_token] if self._forms and self._call_token is not None else []
             if self._thought_token is not None and not self._has_thought:
                 others.append(self._thought_token)
             if self.has_called:
