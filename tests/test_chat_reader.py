@@ -198,6 +198,21 @@ def test_a_thought_may_come_before_a_form() -> None:
     assert [ord("e")] == answer.allowed()
 
 
+def test_a_token_may_end_the_thought_and_begin_the_answer() -> None:
+    """What stands behind the marker in the same token counts for the form."""
+    answer = Answer("hermes", has_controls=False, prompt="<|im_start|>assistant\n<think>\n", form=False)
+    answer.reader = AnswerReader(
+        AnswerParser(answer.family.response_template, prompt="<|im_start|>assistant\n<think>\n"),
+        tokenize=answer.tokenize, new_call_id=str, num_vocab=len(answer.vocabulary.tokens), end_tokens=[EOS],
+        answer=answer.constraint('start: "yes" | "no"\n'),
+    )  # fmt: skip
+    answer.told += answer.reader.read(0, "Hm.</think>\n\nye")
+    assert [ord("s")] == answer.allowed()
+    answer.take(ord("s"))
+    answer.finish()
+    assert "yes" == answer.text
+
+
 @pytest.mark.parametrize("name", CALLING)
 def test_a_marker_can_be_forbidden(name: str) -> None:
     """Any text is allowed in which it is not, and it is not allowed to its end."""
