@@ -389,6 +389,7 @@ class TestChat:
             ({"tools": [pb.Tool(name="f g")]}, ["chat.tools[0].name"]),
             ({"tools": [pb.Tool(name="f", parameters="[]")]}, ["chat.tools[0].parameters"]),
             ({"tools": [pb.Tool(name="f", parameters="no")]}, ["chat.tools[0].parameters"]),
+            ({"tools": [pb.Tool(name="f", parameters='{"properties": 5}')]}, ["chat.tools[0].parameters"]),
             ({"tool_choice": pb.ToolChoice()}, ["chat.tool_choice"]),
             ({"tool_choice": pb.ToolChoice(name="f")}, ["chat.tool_choice.name"]),
             ({"tools": [pb.Tool(name="f")], "tool_choice": pb.ToolChoice(name="f")}, []),

@@ -275,8 +275,11 @@ def _tools(chat: pb.Chat) -> Iterator[Violation]:
             yield f"{at}.name", "two tools have this name"
         names.add(tool.name)
         _check_schema_size(f"{at}.parameters", tool.parameters)
-        if tool.parameters and not isinstance(_json(tool.parameters), dict):
+        schema = _json(tool.parameters or "{}")
+        if not isinstance(schema, dict):
             yield f"{at}.parameters", "must be the JSON text of a JSON Schema object"
+        elif not isinstance(schema.get("properties", {}), dict):
+            yield f"{at}.parameters", "its properties must be an object"
     if chat.HasField("tool_choice"):
         choice = chat.tool_choice
         match choice.WhichOneof("choice"):
