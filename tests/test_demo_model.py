@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import sys
 
 import pytest
 
@@ -159,3 +160,33 @@ async def test_a_story_reads_like_one(case):
     assert len(sentences) >= 5, story
     for word in case["words"]:
         assert word in story
+
+
+async def test_the_same_in_the_terminal(tmp_path):
+    """`inferwire chat`, all cases one after the other: calls are shown and answered, thoughts and plain answers too."""
+    lines, expected = [], []
+    for number, case in enumerate(CASES["tools"] + CASES["no_tool"]):
+        file = tmp_path / f"{number}.json"
+        file.write_text(json.dumps(case["tools"]))
+        lines += ["/clear", f"/tools {file}", case["ask"]]
+        # A called tool is asked for its answer.
+        lines += ["none" for _ in case.get("calls", [])]
+        expected += [f"{call['name']} {json.dumps(call['arguments'])}" for call in case.get("calls", [])]
+        expected += [case["answer"]] if "answer" in case else []
+    lines += ["/tools", "/think on"]
+    for case in CASES["thoughts"]:
+        lines += ["/clear", case["ask"]]
+        expected.append(f"\n{case['answer']}\n")
+    async with running(models={"demo": demo()}) as (server, _):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "inferwire_server.cli", "chat",
+            "--address", f"127.0.0.1:{server.port}", "--temperature", "0",
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        printed, _ = await process.communicate(("\n".join(lines) + "\n").encode())
+    assert 0 == process.returncode
+    told = printed.decode()
+    for line in expected:
+        place = told.find(line)
+        assert place >= 0, (line, told)
+        told = told[place + len(line) - line.endswith("\n") :]
