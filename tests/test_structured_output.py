@@ -13,6 +13,7 @@ import pytest
 from inferwire import text_of
 from inferwire.v1 import inference_pb2 as pb
 from inferwire_server import errors
+from inferwire_server.engine.text_reader import TextReader
 
 from . import engine_fakes
 from .engine_fakes import Bench, make_sequence, saying
@@ -214,7 +215,7 @@ class Exhausted:
 def test_a_constraint_that_fails_midway_fails_the_request():
     """No token is drawn without it; the others go on."""
     bench = Bench()
-    bench.run(make_sequence(1, [0], constraint=Exhausted()), make_sequence(2, [0], max_tokens=9))
+    bench.run(make_sequence(1, [0], reader=TextReader(Exhausted())), make_sequence(2, [0], max_tokens=9))
     assert "ERROR_REASON_GRAMMAR_TOO_COMPLEX" == errors_name(bench, 1)
     assert "completion" == bench.events[2][-1].WhichOneof("event")
     bench.assert_nothing_held()
@@ -244,7 +245,7 @@ class Forcing:
 def test_what_must_come_is_not_drawn(want_logprobs: bool, num_steps: int):
     """Forced tokens are told and computed at once, with the token behind them; who wants log probabilities draws all."""
     bench = Bench(saying(b"abcd"))
-    sequence = make_sequence(1, [0], constraint=Forcing(), want_logprobs=want_logprobs)
+    sequence = make_sequence(1, [0], reader=TextReader(Forcing()), want_logprobs=want_logprobs)
     events = bench.run(sequence)
     assert "abcd" == engine_fakes.text_of(events)
     assert (pb.FINISH_REASON_STOP, 4) == (
@@ -258,7 +259,9 @@ def test_what_must_come_is_not_drawn(want_logprobs: bool, num_steps: int):
 @pytest.mark.parametrize("max_tokens", [1, 2, 3])
 def test_forced_tokens_count(max_tokens: int):
     """They are part of the answer, and of its limit."""
-    events = Bench(saying(b"abcd")).run(make_sequence(1, [0], constraint=Forcing(), max_tokens=max_tokens))
+    events = Bench(saying(b"abcd")).run(
+        make_sequence(1, [0], reader=TextReader(Forcing()), max_tokens=max_tokens)
+    )
     assert ("abc"[:max_tokens], pb.FINISH_REASON_LENGTH) == (
         engine_fakes.text_of(events),
         events[-1].completion.finish_reason,

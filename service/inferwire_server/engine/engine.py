@@ -176,9 +176,9 @@ class Engine(Generic[SamplerT]):
         now = self._clock()
         self._compute_masks(
             [
-                chunk.sequence.constraint
+                chunk.sequence.reader.constraint
                 for chunk in chunks
-                if chunk.wants_logits and chunk.sequence.constraint is not None
+                if chunk.wants_logits and chunk.sequence.reader.constraint is not None
             ]
         )
         for chunk, row in zip(chunks, rows, strict=True):
@@ -212,7 +212,7 @@ class Engine(Generic[SamplerT]):
             if sequence.max_tokens == 0:
                 self._finish(sequence, pb.Completion(finish_reason=pb.FINISH_REASON_LENGTH), now)
                 return
-        sampler, constraint = self._samplers[sequence.sequence_id], sequence.constraint
+        sampler, constraint = self._samplers[sequence.sequence_id], sequence.reader.constraint
         try:
             token = self._runner.sample(row, sampler, constraint.mask() if constraint else None)
             if constraint is not None:
@@ -222,14 +222,14 @@ class Engine(Generic[SamplerT]):
                 not goes_on
                 or sequence.want_logprobs
                 or constraint is None
-                or sequence.constraint is not constraint
+                or sequence.reader.constraint is not constraint
             ):
                 return
             # What must come next is not drawn. Its log probabilities would not be known, so who asks for them draws.
             for token in constraint.forced():
                 sampler.accept([token])
                 constraint.accept(token)
-                if not self._take_token(sequence, row, token) or sequence.constraint is not constraint:
+                if not self._take_token(sequence, row, token) or sequence.reader.constraint is not constraint:
                     return
         except errors.GrammarTooComplex as error:
             self._fail(sequence, error)
@@ -260,18 +260,11 @@ class Engine(Generic[SamplerT]):
         if vocabulary.ends_generation(token):
             return pb.Completion(finish_reason=pb.FINISH_REASON_STOP, eos_token=token)
         reader = sequence.reader
-        is_shown = reader is not None and token in reader.shown_tokens
-        text = sequence.text.push(vocabulary.piece(token, special=is_shown))
-        if reader is None:
-            self._tell_text(sequence, text)
-        else:
-            self._tell_deltas(sequence, reader.read(token, text))
-            sequence.constraint = reader.constraint
+        text = sequence.text.push(vocabulary.piece(token, special=token in reader.shown_tokens))
+        self._tell_deltas(sequence, reader.read(token, text))
         if sequence.text.stop is not None:
             return pb.Completion(finish_reason=pb.FINISH_REASON_STOP_STRING, stop_string=sequence.text.stop)
-        if reader is not None and reader.is_over:
-            return pb.Completion(finish_reason=pb.FINISH_REASON_STOP)
-        if sequence.constraint is not None and sequence.constraint.is_complete:
+        if reader.is_over or (reader.constraint is not None and reader.constraint.is_complete):
             return pb.Completion(finish_reason=pb.FINISH_REASON_STOP)
         if sequence.repetition_limit and sequence.num_repeats >= sequence.repetition_limit:
             return pb.Completion(finish_reason=pb.FINISH_REASON_REPETITION)
@@ -282,20 +275,15 @@ class Engine(Generic[SamplerT]):
     def _finish(self, sequence: Sequence, completion: pb.Completion, now: float) -> None:
         was_stopped = sequence.text.stop is not None
         reader = sequence.reader
-        text = "" if was_stopped else sequence.text.finish()
-        if reader is None:
-            self._tell_text(sequence, text)
-        else:
-            self._tell_deltas(sequence, reader.finish(text))
+        self._tell_deltas(sequence, reader.finish("" if was_stopped else sequence.text.finish()))
         if not was_stopped:
             stop = sequence.text.stop
             if stop is not None:
                 # The very last bytes completed a stop text.
                 completion = pb.Completion(finish_reason=pb.FINISH_REASON_STOP_STRING, stop_string=stop)
-        if reader is not None:
-            completion.usage.reasoning_tokens = reader.num_thought_tokens
-            if reader.has_called and completion.finish_reason == pb.FINISH_REASON_STOP:
-                completion.finish_reason = pb.FINISH_REASON_TOOL_CALLS
+        completion.usage.reasoning_tokens = reader.num_thought_tokens
+        if reader.has_called and completion.finish_reason == pb.FINISH_REASON_STOP:
+            completion.finish_reason = pb.FINISH_REASON_TOOL_CALLS
         completion.usage.prompt_tokens = len(sequence.prompt)
         completion.usage.cached_prompt_tokens = sequence.num_cached
         completion.usage.completion_tokens = len(sequence.generated)
@@ -344,10 +332,6 @@ class Engine(Generic[SamplerT]):
     def _tell(self, sequence: Sequence, event: pb.StreamCompleteResponse) -> None:
         self._start(sequence)
         self._report(sequence).events.append(event)
-
-    def _tell_text(self, sequence: Sequence, text: str) -> None:
-        if text:
-            self._tell_deltas(sequence, [pb.StreamCompleteResponse(text=pb.TextDelta(text=text))])
 
     def _tell_deltas(self, sequence: Sequence, events: Iterable[pb.StreamCompleteResponse]) -> None:
         """Tells deltas; the first gets the tokens that were drawn since the last."""

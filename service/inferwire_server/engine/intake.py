@@ -17,10 +17,12 @@ from inferwire.v1 import inference_pb2 as pb
 from inferwire_server import errors
 
 from .chat.model import ChatModel
+from .chat.reader import AnswerReader
 from .detokenizer import TextStream
 from .embedding import PooledVector
 from .runner import Constraint, Vocabulary
 from .sequence import SamplingParams, Sequence
+from .text_reader import TextReader
 from .v1 import engine_pb2
 
 
@@ -79,12 +81,11 @@ class Intake:
         max_tokens = min(stopping.max_tokens, room) if stopping.HasField("max_tokens") else room
         self._check_tokens(request)
         in_force = resolve_sampling(request.sampling)
-        plan, constraint = None, None
+        reader: AnswerReader | TextReader
         if self._chat is not None and request.HasField("chat"):
-            plan = self._chat.plan(request, text, seed=in_force.seed)
-            constraint = plan.reader.constraint
+            reader, forbidden = self._chat.reader(request, text, seed=in_force.seed)
         else:
-            constraint = self._constraint(request)
+            reader, forbidden = TextReader(self._constraint(request)), ()
         started = pb.Started(
             id=command.request_id,
             model=self._model,
@@ -109,9 +110,8 @@ class Intake:
             stop_tokens=frozenset(stopping.stop_token_ids),
             repetition_limit=stopping.repetition_limit,
             ignore_eos=stopping.ignore_eos,
-            constraint=constraint,
-            reader=plan.reader if plan else None,
-            forbidden=plan.forbidden if plan else (),
+            reader=reader,
+            forbidden=forbidden,
             want_logprobs=request.output.logprobs,
             num_top_logprobs=request.output.top_logprobs,
             want_progress=request.output.progress,
@@ -209,9 +209,7 @@ class Intake:
     def count_tokens(self, request: pb.CompleteRequest) -> pb.CountTokensResponse:
         """Answers CountTokens."""
         return pb.CountTokensResponse(
-            model=self._model,
-            tokens=len(self.prompt_tokens(request)),
-            context_length=self._context_length,
+            model=self._model, tokens=len(self.prompt_tokens(request)), context_length=self._context_length
         )
 
     def _constraint(self, request: pb.CompleteRequest) -> Constraint | None:

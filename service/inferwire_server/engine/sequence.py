@@ -14,11 +14,11 @@ from inferwire.gather import Gatherer
 from inferwire.v1 import inference_pb2 as pb
 
 from .detokenizer import TextStream
+from .text_reader import TextReader
 
 if TYPE_CHECKING:
     from .chat.reader import AnswerReader
     from .embedding import PooledVector
-    from .runner import Constraint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +86,7 @@ class Sequence:
     stop_tokens: frozenset[int] = frozenset()
     repetition_limit: int = 0
     ignore_eos: bool = False
-    constraint: Constraint | None = None
-    reader: AnswerReader | None = None
+    reader: AnswerReader | TextReader = dataclasses.field(default_factory=TextReader)
     forbidden: tuple[int, ...] = ()
     want_logprobs: bool = False
     num_top_logprobs: int = 0

@@ -5,7 +5,6 @@ What a request asks for beside its messages (tools, thoughts, the answer's form)
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -51,14 +50,6 @@ class Grammars(Protocol):
 
     def compile_lark(self, text: str, field: str) -> CallConstraint:
         """Returns the constraint of a grammar that stands for the request's `field`. Raises as `compile`."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What a chat asks of the engine: how its answer is read, and tokens that are never drawn."""
-
-    reader: AnswerReader
-    forbidden: tuple[int, ...]
 
 
 class ChatModel:
@@ -122,8 +113,13 @@ class ChatModel:
                 text += thought.begin
         return text
 
-    def plan(self, request: pb.CompleteRequest, prompt: str, *, seed: int) -> Plan:
-        """Returns how the answer to a prompt is read. Raises errors.GrammarInvalid and such for forms that cannot be enforced."""
+    def reader(
+        self, request: pb.CompleteRequest, prompt: str, *, seed: int
+    ) -> tuple[AnswerReader, tuple[int, ...]]:
+        """Returns what reads the answer to a prompt, and the tokens that are never drawn.
+
+        Raises errors.GrammarInvalid and such for forms that cannot be enforced.
+        """
         chat, family = request.chat, self._family
         tools = {tool.name: json.loads(tool.parameters) if tool.parameters else {} for tool in chat.tools}
         choice = chat.tool_choice
@@ -189,7 +185,7 @@ class ChatModel:
             if chat.reasoning.HasField("budget_tokens")
             else None,
         )
-        return Plan(reader, tuple(token for token in forbidden if token is not None))
+        return reader, tuple(token for token in forbidden if token is not None)
 
     def _check(self, chat: pb.Chat) -> None:
         """Refuses what this model cannot do. Capabilities were looked at before; these are finer."""
