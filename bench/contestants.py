@@ -74,6 +74,18 @@ class Stream:
         self.times += [time.perf_counter()] * num_tokens
         self.text += text
 
+    def take(self, event: pb.StreamCompleteResponse) -> bool:
+        """Notes one event of our contract. Returns whether it was the last."""
+        match event.WhichOneof("event"):
+            case "text":
+                self.arrived(event.text.text, len(event.text.token_ids))
+            case "completion":
+                self.end = time.perf_counter()
+                self.prompt_tokens = event.completion.usage.prompt_tokens
+                self.completion_tokens = event.completion.usage.completion_tokens
+                return True
+        return False
+
 
 class Unavailable(Exception):
     """A contestant cannot be measured; the message says why, with the last lines of its log."""
@@ -226,13 +238,7 @@ class Inferwire(Contestant):
         message = to_message(request)
         stream.begin = time.perf_counter()
         async for event in self.stub.StreamComplete(message):
-            kind = event.WhichOneof("event")
-            if kind == "text":
-                stream.arrived(event.text.text, len(event.text.token_ids))
-            elif kind == "completion":
-                stream.end = time.perf_counter()
-                stream.prompt_tokens = event.completion.usage.prompt_tokens
-                stream.completion_tokens = event.completion.usage.completion_tokens
+            stream.take(event)
 
     def _command(self) -> list[str]:
         settings = self.config.folder / f"{self.name}.toml"

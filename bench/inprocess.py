@@ -1,8 +1,9 @@
-"""The engine's loop in the client's own process: no gateway, no gRPC, no engine process. What the service adds is the rest.
+"""The engine without the service around it: its loop in the client's own process, or in an engine process of the client's.
 
-The only file here that knows the inside of the engine. It runs in a process of its own, as the client that the loop lives in:
+What lies between the two is the price of isolation; what lies between the second and the whole service is that of gRPC. The
+only file here that knows the inside of the engine. It runs in a process of its own, as the client:
 
-    python -m bench.inprocess MODEL CONTEXT_LENGTH SLOTS THREADS
+    python -m bench.inprocess within|apart MODEL CONTEXT_LENGTH SLOTS THREADS
 
 reads a line of requests, and writes a line of streams when all have ended.
 """
@@ -22,19 +23,26 @@ import time
 from pathlib import Path
 from typing import IO, NoReturn
 
+import structlog
+
 from inferwire_server.backends import local
+from inferwire_server.backends.base import Call
 from inferwire_server.config import EngineSettings
 from inferwire_server.engine.__main__ import EngineProcess
 from inferwire_server.engine.v1 import engine_pb2
+from inferwire_server.files import ModelFile
 from tools import setup_env
 
 from .contestants import Config, Contestant, Inferwire, Request, Stream, Unavailable, to_message
 
+_APART = "apart"
+
 
 class InProcess(Contestant):
-    """The client process, asked through its pipes."""
+    """The client process, asked through its pipes; the engine's loop is a thread of it."""
 
     name = "in process"
+    where = "within"
 
     async def ask(self, requests: list[Request]) -> list[Stream]:
         """Has the client ask, which measures as well. Its clock is not ours, but runs at the same speed."""
@@ -64,13 +72,20 @@ class InProcess(Contestant):
     def _command(self) -> list[str]:
         config = self.config
         shape = [str(number) for number in (config.context_length, config.slots, config.threads)]
-        return [sys.executable, "-m", "bench.inprocess", str(config.model), *shape]
+        return [sys.executable, "-m", "bench.inprocess", self.where, str(config.model), *shape]
 
     async def _is_ready(self) -> bool:
         # Its first line says that the model is loaded.
         assert self._process is not None, "asked before it was started"
         assert self._process.stdout is not None, "asked for a pipe"
         return bool(await asyncio.to_thread(self._process.stdout.readline))
+
+
+class EngineAlone(InProcess):
+    """The same with an engine process, which the client speaks to as the gateway does."""
+
+    name = "engine alone"
+    where = _APART
 
 
 class _Engine(EngineProcess):
@@ -125,12 +140,7 @@ class _Engine(EngineProcess):
                 _give_up(sequence)
             stream = self._streams[sequence.sequence_id]
             for event in sequence.events:
-                if event.WhichOneof("event") == "text":
-                    stream.arrived(event.text.text, len(event.text.token_ids))
-                elif event.WhichOneof("event") == "completion":
-                    stream.end = time.perf_counter()
-                    stream.prompt_tokens = event.completion.usage.prompt_tokens
-                    stream.completion_tokens = event.completion.usage.completion_tokens
+                if stream.take(event):
                     self._left.release()
 
     def _send(self, report: engine_pb2.Report) -> None:
@@ -144,11 +154,48 @@ def _give_up(events: engine_pb2.SequenceEvents) -> NoReturn:
     os._exit(1)
 
 
+class _Apart:
+    """The gateway's own side of an engine process, without the gateway."""
+
+    def __init__(self, config: Config) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._ids = itertools.count(1)
+        self._backend = self._loop.run_until_complete(self._load(config))
+
+    async def _load(self, config: Config) -> local.LocalBackend:
+        backend = local.LocalBackend(
+            model="bench",
+            file=ModelFile(config.model.name, config.model),
+            config=Inferwire(config).load_config,
+            settings=EngineSettings(),
+            on_exit=lambda: os._exit(1),
+        )
+        await backend.load(lambda progress: None)
+        return backend
+
+    def ask(self, requests: list[Request]) -> list[Stream]:
+        """Submits all requests and returns their streams when all have ended."""
+        return self._loop.run_until_complete(self._ask(requests))
+
+    async def _ask(self, requests: list[Request]) -> list[Stream]:
+        return await asyncio.gather(*map(self._stream, requests))
+
+    async def _stream(self, request: Request) -> Stream:
+        stream = Stream(begin=time.perf_counter())
+        call = Call(str(next(self._ids)), "", time.monotonic() + 600)
+        async for event in self._backend.stream(to_message(request), call):
+            stream.take(event)
+        return stream
+
+
 def main() -> None:
     """Serves the pipes until they are closed."""
-    path, *shape = sys.argv[1:]
+    where, path, *shape = sys.argv[1:]
     context_length, slots, threads = map(int, shape)
-    engine = _Engine(Config(Path(path), context_length, slots, threads))
+    # Standard output is for answers.
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    config = Config(Path(path), context_length, slots, threads)
+    engine: _Engine | _Apart = _Apart(config) if where == _APART else _Engine(config)
     print("ready", flush=True)
     for line in sys.stdin:
         requests = [Request(**request) for request in json.loads(line)]

@@ -10,7 +10,7 @@ from inferwire.v1 import models_pb2
 
 from . import stream as event_stream
 from .contestants import MODEL_NAME, Contestant, Inferwire, Request, Stream, Unavailable
-from .inprocess import InProcess
+from .inprocess import EngineAlone, InProcess
 from .peers import BatchedBench
 from .turns import Act, Bench, Entry, Turn
 
@@ -185,9 +185,9 @@ async def events(bench: Bench) -> list[Turn]:
 
 
 async def separate_process(bench: Bench) -> list[Turn]:
-    """W7: the engine's loop in the client's own process beside the whole service."""
+    """W7: the engine in the client's own process, in a process of its own, and behind the whole service."""
     scale = bench.scale
-    contestants = [bench.ours, InProcess(bench.ours.config)]
+    contestants: list[Contestant] = [bench.ours, InProcess(bench.ours.config), EngineAlone(bench.ours.config)]
     turns = []
     try:
         for count in (1, NUM_RUNNING):
@@ -209,7 +209,8 @@ async def separate_process(bench: Bench) -> list[Turn]:
             entries = [Entry(one, f"first {count}", first) for one in contestants]
             turns += await bench.take_turns(entries, rounds=4 * scale.rounds)
     finally:
-        await contestants[1].stop()
+        for contestant in contestants[1:]:
+            await contestant.stop()
     return turns
 
 
