@@ -20,8 +20,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, Any, NoReturn, TypeVar
 
 import structlog
 
@@ -36,6 +37,8 @@ from tools import setup_env
 from .contestants import Config, Contestant, Inferwire, Request, Stream, Unavailable, to_message
 
 _APART = "apart"
+
+_T = TypeVar("_T")
 
 
 class InProcess(Contestant):
@@ -158,9 +161,14 @@ class _Apart:
     """The gateway's own side of an engine process, without the gateway."""
 
     def __init__(self, config: Config) -> None:
+        # The loop goes on between two questions, as a gateway's does: a stall watchdog lives in it.
         self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
         self._ids = itertools.count(1)
-        self._backend = self._loop.run_until_complete(self._load(config))
+        self._backend = self._run(self._load(config))
+
+    def _run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     async def _load(self, config: Config) -> local.LocalBackend:
         backend = local.LocalBackend(
@@ -175,7 +183,7 @@ class _Apart:
 
     def ask(self, requests: list[Request]) -> list[Stream]:
         """Submits all requests and returns their streams when all have ended."""
-        return self._loop.run_until_complete(self._ask(requests))
+        return self._run(self._ask(requests))
 
     async def _ask(self, requests: list[Request]) -> list[Stream]:
         return await asyncio.gather(*map(self._stream, requests))
