@@ -732,17 +732,19 @@ class Embedding(_message.Message):
     def __init__(self, values: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Backend(_message.Message):
-    __slots__ = ("id", "display_name", "capabilities", "default_model", "available_models", "health")
+    __slots__ = ("id", "display_name", "capabilities", "default_model", "available_models", "health", "failure")
     ID_FIELD_NUMBER: _ClassVar[int]
     DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
     CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_MODEL_FIELD_NUMBER: _ClassVar[int]
     AVAILABLE_MODELS_FIELD_NUMBER: _ClassVar[int]
     HEALTH_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
     id: str
     display_name: str
     capabilities: _models_pb2.Capabilities
     default_model: str
     available_models: _containers.RepeatedScalarFieldContainer[str]
     health: BackendHealth
-    def __init__(self, id: _Optional[str] = ..., display_name: _Optional[str] = ..., capabilities: _Optional[_Union[_models_pb2.Capabilities, _Mapping]] = ..., default_model: _Optional[str] = ..., available_models: _Optional[_Iterable[str]] = ..., health: _Optional[_Union[BackendHealth, str]] = ...) -> None: ...
+    failure: _models_pb2.Failure
+    def __init__(self, id: _Optional[str] = ..., display_name: _Optional[str] = ..., capabilities: _Optional[_Union[_models_pb2.Capabilities, _Mapping]] = ..., default_model: _Optional[str] = ..., available_models: _Optional[_Iterable[str]] = ..., health: _Optional[_Union[BackendHealth, str]] = ..., failure: _Optional[_Union[_models_pb2.Failure, _Mapping]] = ...) -> None: ...

@@ -80,6 +80,11 @@ class InferenceServiceStub:
       FAILED_PRECONDITION UNSUPPORTED_BY_BACKEND: the model cannot honour a field; see Model.capabilities.
       UNAVAILABLE MODEL_LOADING, MODEL_UNLOADING, ENGINE_CRASHED, ENGINE_STALLED: retry after RetryInfo's delay.
       RESOURCE_EXHAUSTED QUEUE_FULL, RATE_LIMITED, DEADLINE_UNREACHABLE: retry after RetryInfo's delay.
+      UNAVAILABLE UPSTREAM_UNAVAILABLE, UPSTREAM_STALLED, UPSTREAM_TRUNCATED, RESOURCE_EXHAUSTED UPSTREAM_RATE_LIMITED: a
+        remote backend; retry after RetryInfo's delay.
+      UNAVAILABLE UPSTREAM_PROTOCOL_ERROR, INTERNAL UPSTREAM_REDIRECT, FAILED_PRECONDITION UPSTREAM_AUTH, NOT_FOUND
+        UPSTREAM_MODEL_NOT_FOUND: a remote backend; the operator must look.
+      INVALID_ARGUMENT UPSTREAM_REJECTED: a remote backend refuses the request; upstreamCode may say why.
       ABORTED with any of the above or MODEL_UNLOADED, DRAIN_TIMEOUT, CLIENT_TOO_SLOW: deltas were already sent;
         start again at a higher level. ErrorInfo's tokensEmitted says how many tokens were sent.
       DEADLINE_EXCEEDED DEADLINE_EXCEEDED: the call's own deadline passed.
@@ -185,6 +190,11 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
       FAILED_PRECONDITION UNSUPPORTED_BY_BACKEND: the model cannot honour a field; see Model.capabilities.
       UNAVAILABLE MODEL_LOADING, MODEL_UNLOADING, ENGINE_CRASHED, ENGINE_STALLED: retry after RetryInfo's delay.
       RESOURCE_EXHAUSTED QUEUE_FULL, RATE_LIMITED, DEADLINE_UNREACHABLE: retry after RetryInfo's delay.
+      UNAVAILABLE UPSTREAM_UNAVAILABLE, UPSTREAM_STALLED, UPSTREAM_TRUNCATED, RESOURCE_EXHAUSTED UPSTREAM_RATE_LIMITED: a
+        remote backend; retry after RetryInfo's delay.
+      UNAVAILABLE UPSTREAM_PROTOCOL_ERROR, INTERNAL UPSTREAM_REDIRECT, FAILED_PRECONDITION UPSTREAM_AUTH, NOT_FOUND
+        UPSTREAM_MODEL_NOT_FOUND: a remote backend; the operator must look.
+      INVALID_ARGUMENT UPSTREAM_REJECTED: a remote backend refuses the request; upstreamCode may say why.
       ABORTED with any of the above or MODEL_UNLOADED, DRAIN_TIMEOUT, CLIENT_TOO_SLOW: deltas were already sent;
         start again at a higher level. ErrorInfo's tokensEmitted says how many tokens were sent.
       DEADLINE_EXCEEDED DEADLINE_EXCEEDED: the call's own deadline passed.
@@ -299,6 +309,11 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
           FAILED_PRECONDITION UNSUPPORTED_BY_BACKEND: the model cannot honour a field; see Model.capabilities.
           UNAVAILABLE MODEL_LOADING, MODEL_UNLOADING, ENGINE_CRASHED, ENGINE_STALLED: retry after RetryInfo's delay.
           RESOURCE_EXHAUSTED QUEUE_FULL, RATE_LIMITED, DEADLINE_UNREACHABLE: retry after RetryInfo's delay.
+          UNAVAILABLE UPSTREAM_UNAVAILABLE, UPSTREAM_STALLED, UPSTREAM_TRUNCATED, RESOURCE_EXHAUSTED UPSTREAM_RATE_LIMITED: a
+            remote backend; retry after RetryInfo's delay.
+          UNAVAILABLE UPSTREAM_PROTOCOL_ERROR, INTERNAL UPSTREAM_REDIRECT, FAILED_PRECONDITION UPSTREAM_AUTH, NOT_FOUND
+            UPSTREAM_MODEL_NOT_FOUND: a remote backend; the operator must look.
+          INVALID_ARGUMENT UPSTREAM_REJECTED: a remote backend refuses the request; upstreamCode may say why.
           ABORTED with any of the above or MODEL_UNLOADED, DRAIN_TIMEOUT, CLIENT_TOO_SLOW: deltas were already sent;
             start again at a higher level. ErrorInfo's tokensEmitted says how many tokens were sent.
           DEADLINE_EXCEEDED DEADLINE_EXCEEDED: the call's own deadline passed.

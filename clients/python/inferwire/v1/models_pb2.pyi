@@ -262,7 +262,7 @@ class LoadProgress(_message.Message):
     def __init__(self, stage: _Optional[_Union[LoadStage, str]] = ..., fraction: _Optional[float] = ..., bytes_done: _Optional[int] = ..., bytes_total: _Optional[int] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "state", "source", "backend", "instance_id", "architecture", "parameters", "quantization", "context_length", "training_context_length", "size_bytes", "memory_bytes", "capabilities", "config", "required", "pinned", "keep_alive", "streams_in_flight", "queue_length", "loaded_at", "last_used_at", "load_progress", "failure", "restarts")
+    __slots__ = ("name", "state", "source", "backend", "instance_id", "architecture", "parameters", "quantization", "context_length", "training_context_length", "size_bytes", "memory_bytes", "capabilities", "config", "required", "pinned", "keep_alive", "streams_in_flight", "queue_length", "loaded_at", "last_used_at", "load_progress", "failure", "restarts", "candidates")
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
@@ -287,6 +287,7 @@ class Model(_message.Message):
     LOAD_PROGRESS_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     RESTARTS_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     name: str
     state: ModelState
     source: ModelSource
@@ -311,7 +312,8 @@ class Model(_message.Message):
     load_progress: LoadProgress
     failure: Failure
     restarts: int
-    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., source: _Optional[_Union[ModelSource, _Mapping]] = ..., backend: _Optional[str] = ..., instance_id: _Optional[str] = ..., architecture: _Optional[str] = ..., parameters: _Optional[int] = ..., quantization: _Optional[str] = ..., context_length: _Optional[int] = ..., training_context_length: _Optional[int] = ..., size_bytes: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ..., config: _Optional[_Union[LoadConfig, _Mapping]] = ..., required: bool = ..., pinned: bool = ..., keep_alive: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., streams_in_flight: _Optional[int] = ..., queue_length: _Optional[int] = ..., loaded_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_used_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., load_progress: _Optional[_Union[LoadProgress, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., restarts: _Optional[int] = ...) -> None: ...
+    candidates: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., source: _Optional[_Union[ModelSource, _Mapping]] = ..., backend: _Optional[str] = ..., instance_id: _Optional[str] = ..., architecture: _Optional[str] = ..., parameters: _Optional[int] = ..., quantization: _Optional[str] = ..., context_length: _Optional[int] = ..., training_context_length: _Optional[int] = ..., size_bytes: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ..., config: _Optional[_Union[LoadConfig, _Mapping]] = ..., required: bool = ..., pinned: bool = ..., keep_alive: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., streams_in_flight: _Optional[int] = ..., queue_length: _Optional[int] = ..., loaded_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_used_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., load_progress: _Optional[_Union[LoadProgress, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., restarts: _Optional[int] = ..., candidates: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Failure(_message.Message):
     __slots__ = ("reason", "message")
