@@ -10,7 +10,7 @@ SETUP = $(PYTHON) tools/setup_env.py
 BIN = .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test setup lint format types generate check-generate bench bench-stream bench-cancel bench-calls train lock clean
+.PHONY: help serve test setup lint format types generate check-generate bench bench-stream bench-cancel bench-calls bench-gateway check-servers train lock clean
 
 help: ## Show this list
 	@echo "make TARGET [ADDRESS=$(ADDRESS)] [ARGS='more arguments'] [PYTHON=python3.12]"
@@ -65,6 +65,13 @@ bench-cancel: ## Measure how soon a cancel frees what a request held
 bench-calls: .venv-bench/stamp ## Force tool calls over many schemas, and measure what that costs
 	@.venv-bench/bin/python -m bench.calls $(ARGS)
 
+bench-gateway: .venv-litellm/stamp ## Measure what a remote stream costs, beside LiteLLM's proxy
+	@$(SETUP) --dev
+	$(BIN)/python -m bench.gateway $(ARGS)
+
+check-servers: .venv-bench/stamp ## Ask real servers of other makers for answers of the demo model, as remote backends
+	@.venv-bench/bin/python -m bench.servers $(ARGS)
+
 train: ## Train the demo model from nothing (ARGS goes to training.train)
 	@$(SETUP) --train
 	$(BIN)/python -m training.train $(ARGS)
@@ -73,7 +80,7 @@ lock: .venv-lock/stamp ## Lock the requirements anew (ARGS goes to uv, such as -
 	tools/lock.sh .venv-lock/bin/uv $(ARGS)
 
 clean: ## Remove everything that is made here, the environments too
-	rm -rf .venv .venv-bench .venv-generate .venv-lock .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-bench .venv-generate .venv-litellm .venv-lock .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv-generate/stamp: requirements/generate.txt
@@ -90,6 +97,12 @@ clean: ## Remove everything that is made here, the environments too
 	@.venv-bench/bin/python -m pip install -q --disable-pip-version-check --require-hashes --no-deps -r $<
 	@echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
 		> $$(.venv-bench/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/inferwire.pth
+	@touch $@
+
+.venv-litellm/stamp: requirements/litellm.txt
+	@echo "==> Making .venv-litellm"
+	@$(PYTHON) -m venv --clear .venv-litellm
+	@.venv-litellm/bin/python -m pip install -q --disable-pip-version-check --require-hashes --no-deps -r $<
 	@touch $@
 
 .venv/pyvenv.cfg:

@@ -107,6 +107,6 @@ async def until_state(server: Server, name: str, state: models_pb2.ModelState) -
 async def until_idle(server: Server) -> None:
     """Waits until no stream holds a model and no engine has a KV cell in use. The test's timeout is the guard."""
     while server.registry.num_leases or any(
-        backend.is_healthy() and backend.occupancy.cells_used for backend in server.registry.backends()
+        backend.problem is None and backend.occupancy.cells_used for backend in server.registry.backends()
     ):
         await server.registry.changes.after(server.registry.changes.revision, timeout_seconds=0.01)

@@ -11,6 +11,7 @@ import pytest
 
 from inferwire.v1 import models_pb2
 from inferwire_server import config
+from inferwire_server.backends import providers
 
 
 @pytest.fixture
@@ -257,3 +258,90 @@ def test_a_models_config_is_checked_when_the_server_starts(tmp_path):
         config.ConfigError, match=r"models\.a\.config\.parallel_sequences: must be 1 or more, at most 256"
     ):
         config.load(file, environment={})
+
+
+BACKEND = '[backends.b]\ntype = "openai"\nmodels = ["m"]\n'
+
+
+class TestBackends:
+    """Backends and routes: every mistake is one line that names the key, and the nearest right one where there is one."""
+
+    def test_all_keys_are_read(self, here: Path) -> None:
+        """Tables, lists and both ways to write a candidate."""
+        text = (
+            BACKEND + 'headers = {"x-team" = "a"}\nquery = {"api-version" = "1"}\nidle_seconds = 5\n'
+            '[backends.b.options]\nusage = false\n[routes.r]\ncandidates = ["b/m", {model = "b/m", weight = 2}]\n'
+            'fallback_on = ["unreachable"]\nretries = 0\n'
+        )
+        settings = load(text, here)
+        assert ({"x-team": "a"}, 5.0) == (settings.backends["b"].headers, settings.backends["b"].idle_seconds)
+        assert (config.Candidate("b/m"), config.Candidate("b/m", 2.0)) == settings.routes["r"].models
+        assert not settings.serves_demo
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            (BACKEND + 'api_key = "sk"', ["backends.b.api_key", "did you mean backends.b.api_key_env?"]),
+            (BACKEND + "idle_second = 3", ["backends.b.idle_second", "backends.b.idle_seconds"]),
+            (BACKEND + "idle_seconds = -1", ["backends[...].idle_seconds"]),
+            ("[backends.b]\nmodels = []", ["type"]),
+            ('[backends.local]\ntype = "openai"', ["backends.local", "local"]),
+            ('[backends."a b"]\ntype = "openai"', ["backends.a b", "64"]),
+            (BACKEND + '[routes.r]\ncandidate = ["b/m"]', ["routes.r.candidate", "routes.r.candidates"]),
+            (BACKEND + "[routes.r]\ncandidates = []", ["routes.r.candidates", "at least one"]),
+            (
+                BACKEND + '[routes.r]\ncandidates = ["b/n"]',
+                ["routes.r.candidates", "'b/n'", "did you mean b/m?"],
+            ),
+            (BACKEND + '[routes.r]\ncandidates = ["c/m"]', ["routes.r.candidates", "did you mean b/m?"]),
+            (BACKEND + '[routes.r]\ncandidates = ["r"]', ["routes.r.candidates", "route itself"]),
+            (
+                BACKEND + '[routes.r]\ncandidates = ["s"]\n[routes.s]\ncandidates = ["r"]',
+                ["routes.r.candidates", "s is a route itself"],
+            ),
+            (BACKEND + '[routes.r]\ncandidates = ["b/m"]\nfallback_on = ["unreachible"]', ["fallback_on"]),
+            (BACKEND + '[routes.r]\ncandidates = [{model = "b/m", weight = 0}]', ["weight"]),
+            (
+                '[models.r]\npath = "x"\n' + BACKEND + '[routes.r]\ncandidates = ["b/m"]',
+                ["routes.r", "a model"],
+            ),
+        ],
+    )
+    def test_a_mistake_is_named(self, here: Path, text: str, words: list[str]) -> None:
+        """Whatever is wrong."""
+        told = mistake(text, here)
+        assert [] == [word for word in words if word not in told], told
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ('[backends.b]\ntype = "opnai"', ["backends.b.type", "did you mean openai?"]),
+            ('[backends.b]\ntype = "vllm"', ["backends.b", "base_url must be set"]),
+            ('[backends.b]\ntype = "vllm"\nbase_url = "localhost:8000"', ["backends.b", "base_url"]),
+            ('[backends.b]\ntype = "vllm"\nbase_url = "http://u:p@h/v1"', ["backends.b", "base_url", "key"]),
+            (BACKEND + 'api_key_env = "NOT_THERE"', ["backends.b", "api_key_env", "NOT_THERE"]),
+            (BACKEND + 'api_key_file = "/not/there"', ["backends.b", "api_key_file", "cannot be read"]),
+            (BACKEND + 'ca_file = "/not/there"', ["backends.b", "ca_file"]),
+            (
+                BACKEND + '[backends.b.options]\nsuports = ["prompt"]',
+                ["backends.b.options.suports", "did you mean backends.b.options.supports?"],
+            ),
+            (BACKEND + "[backends.b.options]\nusage = 3", ["backends.b.options.usage"]),
+        ],
+    )
+    async def test_what_only_the_backend_knows_is_named_as_well(
+        self, here: Path, text: str, words: list[str]
+    ) -> None:
+        """At the start, before the port opens."""
+        settings = load(text, here)
+        with pytest.raises(config.ConfigError) as caught:
+            providers.build(settings.backends)
+        assert [] == [word for word in words if word not in str(caught.value)], str(caught.value)
+
+    def test_a_key_shows_itself_to_nobody(self, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Not even in a repr of everything that holds it."""
+        monkeypatch.setenv("KEY", "sk-canary")
+        settings = load(BACKEND + 'api_key_env = "KEY"', here)
+        key = settings.backends["b"].read_key()
+        assert "sk-canary" == key.reveal()
+        assert "canary" not in f"{settings!r} {key!r} {key} {[key]}"

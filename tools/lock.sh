@@ -6,7 +6,7 @@
 #                                      --upgrade-package httpx
 #
 # Each file is made with the earlier ones as constraints, so all of them can be installed into one environment; only
-# generate.txt stands alone. Without options what is locked stays, and only what has to change does.
+# generate.txt and litellm.txt stand alone. Without options what is locked stays, and only what has to change does.
 set -euo pipefail
 uv=$1
 shift
@@ -25,6 +25,8 @@ compile requirements/run.txt pyproject.toml "$@"
 compile requirements/build.txt requirements/build.in -c requirements/run.txt "$@"
 compile requirements/dev.txt pyproject.toml --extra dev -c requirements/run.txt -c requirements/build.txt "$@"
 compile requirements/oracle.txt requirements/oracle.in --no-deps "$@"
+compile requirements/sdks.txt requirements/sdks.in -c requirements/dev.txt "$@"
 compile requirements/train.txt pyproject.toml --extra train -c requirements/dev.txt "$@"
 compile requirements/bench.txt requirements/bench.in -c requirements/dev.txt "$@"
+compile requirements/litellm.txt requirements/litellm.in "$@"
 compile requirements/generate.txt requirements/generate.in "$@"

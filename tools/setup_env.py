@@ -69,7 +69,12 @@ HINTS = [
 ]
 
 
-_PURPOSES = {"dev": "test", "oracle": "compare answers with Transformers", "train": "train"}
+_PURPOSES = {
+    "dev": "test",
+    "oracle": "compare answers with Transformers",
+    "sdks": "compare scripted providers with the official clients",
+    "train": "train",
+}
 
 
 class SetupError(Exception):
@@ -82,7 +87,11 @@ def main() -> int:
     parser.add_argument("--train", action="store_true", help="also what training the demo model needs")
     parser.add_argument("--then", nargs=argparse.REMAINDER, metavar="COMMAND", help="run this afterwards")
     arguments = parser.parse_args()
-    sets = ["run", *(["dev", "oracle"] if arguments.dev else []), *(["train"] if arguments.train else [])]
+    sets = [
+        "run",
+        *(["dev", "oracle", "sdks"] if arguments.dev else []),
+        *(["train"] if arguments.train else []),
+    ]
     try:
         set_up(sets)
     except SetupError as error:

@@ -11,8 +11,8 @@ import os
 import pathlib
 import re
 import tomllib
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from google.protobuf import json_format
@@ -30,10 +30,16 @@ _SERVICE_VARIABLE = re.compile(
 # Read by the command line's clients, not by the server.
 _CLIENT_VARIABLES = {"INFERWIRE_TOKEN"}
 
+# Settings that only a file can hold; the engine's have variables of their own.
+_TABLES = ("models", "engine", "backends", "routes")
+
 # Settings in seconds; the bound keeps infinity out, which no clock and no Duration can hold.
 _MAX_SECONDS = 10 * 365 * 86400
 Positive = Annotated[float, msgspec.Meta(gt=0, le=_MAX_SECONDS)]
 NotNegative = Annotated[float, msgspec.Meta(ge=0, le=_MAX_SECONDS)]
+
+
+_Options = TypeVar("_Options", bound=msgspec.Struct)
 
 
 class ConfigError(Exception):
@@ -76,6 +82,102 @@ class ModelSettings(_Frozen, frozen=True):
             raise ConfigError(f"config of the model at {self.path}: {error}") from error
 
 
+class Secret:
+    """A key. It shows itself to nobody who does not ask by name: not in a repr, a log line or a traceback."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return "Secret(...)"
+
+    def __bool__(self) -> bool:
+        return bool(self._text)
+
+    def reveal(self) -> str:
+        """Returns the key, for the one header that carries it."""
+        return self._text
+
+
+class BackendSettings(_Frozen, frozen=True):
+    """A remote backend. Times in seconds. `options` has the keys of the type's own `Options`.
+
+    The key comes from the environment or a file, never from here. `idle_seconds` bounds the time without a byte,
+    `progress_seconds` that without anything of use. `health_seconds` 0: nobody is asked how it is.
+    """
+
+    type: str
+    display_name: str = ""
+    base_url: str = ""
+    api_key_env: str = ""
+    api_key_file: str = ""
+    ca_file: str = ""
+    proxy: str = ""
+    headers: dict[str, str] = {}
+    query: dict[str, str] = {}
+    models: list[str] = []
+    default_model: str = ""
+    allow_unlisted: bool = False
+    connect_seconds: Positive = 5.0
+    idle_seconds: Positive = 60.0
+    progress_seconds: Positive = 180.0
+    health_seconds: NotNegative = 30.0
+    breaker_failures: Annotated[int, msgspec.Meta(ge=1)] = 5
+    breaker_window_seconds: Positive = 10.0
+    breaker_open_seconds: Positive = 15.0
+    options: dict[str, Any] = {}
+
+    def read_key(self, environment: Mapping[str, str] = os.environ) -> Secret:
+        """Returns the key, empty when none is named. ConfigError names what is missing, and never what is there."""
+        if self.api_key_env and self.api_key_file:
+            raise ConfigError("set api_key_env or api_key_file, not both")
+        if self.api_key_env:
+            text = environment.get(self.api_key_env, "").strip()
+            if not text:
+                raise ConfigError(f"api_key_env: the environment has no {self.api_key_env}")
+        elif self.api_key_file:
+            try:
+                text = pathlib.Path(self.api_key_file).read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(f"api_key_file: {self.api_key_file} cannot be read") from error
+            if not text:
+                raise ConfigError(f"api_key_file: {self.api_key_file} is empty")
+        else:
+            return Secret("")
+        if not text.isascii() or not text.isprintable():
+            raise ConfigError(
+                f"{'api_key_env' if self.api_key_env else 'api_key_file'}: the key is no plain text"
+            )
+        return Secret(text)
+
+
+class Candidate(_Frozen, frozen=True):
+    """A model that a route may ask. Weights count where any candidate of the route has one."""
+
+    model: str
+    weight: Annotated[float, msgspec.Meta(gt=0)] | None = None
+
+
+Cause = Literal["unreachable", "rate_limited", "context_too_long", "content_filter", "unsupported"]
+
+
+class RouteSettings(_Frozen, frozen=True):
+    """A name for one of several models. Times in seconds."""
+
+    candidates: list[str | Candidate]
+    fallback_on: tuple[Cause, ...] = ("unreachable", "rate_limited", "context_too_long", "unsupported")
+    retries: Annotated[int, msgspec.Meta(ge=0, le=10)] = 2
+    backoff_seconds: Positive = 0.2
+    max_backoff_seconds: Positive = 5.0
+    retry_budget: Annotated[float, msgspec.Meta(ge=0)] = 10.0
+    required: bool = False
+
+    @property
+    def models(self) -> tuple[Candidate, ...]:
+        """The candidates, each as a table."""
+        return tuple(Candidate(each) if isinstance(each, str) else each for each in self.candidates)
+
+
 class Settings(_Frozen, frozen=True):
     """Everything the server is told."""
 
@@ -93,6 +195,13 @@ class Settings(_Frozen, frozen=True):
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     engine: EngineSettings = EngineSettings()
+    backends: dict[str, BackendSettings] = {}
+    routes: dict[str, RouteSettings] = {}
+
+    @property
+    def serves_demo(self) -> bool:
+        """Whether the demo model is served, for want of anything else."""
+        return not (self.models or self.scripted or self.backends)
 
     @property
     def host(self) -> str:
@@ -169,7 +278,7 @@ def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
                 )
             values.setdefault("engine", {})[key] = text
             continue
-        plain = [field for field in Settings.__struct_fields__ if field not in ("models", "engine")]
+        plain = [field for field in Settings.__struct_fields__ if field not in _TABLES]
         if key not in plain:
             raise ConfigError(_unknown(name, [PREFIX + field.upper() for field in plain]))
         values[key] = text.split(os.pathsep) if key == "model_roots" else text
@@ -194,9 +303,34 @@ def _check_keys(values: Any, struct: type[msgspec.Struct], where: str) -> None:
             raise ConfigError(_unknown(path, [where + field for field in struct.__struct_fields__]))
         if struct is Settings and key == "engine":
             _check_keys(value, EngineSettings, "engine.")
-        if struct is Settings and key == "models" and isinstance(value, dict):
-            for name, model in value.items():
-                _check_keys(model, ModelSettings, f"models.{name}.")
+        if struct is Settings and key in _NAMED_TABLES and isinstance(value, dict):
+            for name, table in value.items():
+                _check_keys(table, _NAMED_TABLES[key], f"{key}.{name}.")
+
+
+_NAMED_TABLES: dict[str, type[msgspec.Struct]] = {
+    "models": ModelSettings,
+    "backends": BackendSettings,
+    "routes": RouteSettings,
+}
+
+
+def convert_options(options: Mapping[str, Any], struct: type[_Options], where: str) -> _Options:
+    """Returns a backend's own options. ConfigError names the key that does not fit, with the nearest one that does."""
+    _check_keys(dict(options), struct, f"{where}.")
+    try:
+        return msgspec.convert(options, struct)
+    except msgspec.ValidationError as error:
+        raise ConfigError(str(error).replace("`$", f"`{where}")) from error
+
+
+def unknown_value(key: str, value: str, known: Iterable[str]) -> ConfigError:
+    """Returns the error for a value that none of the known ones is, with the nearest."""
+    known = sorted(known)
+    near = difflib.get_close_matches(value, known, n=1)
+    return ConfigError(
+        f"{key}: {value!r} is not one of {', '.join(known)}" + (f"; did you mean {near[0]}?" if near else "")
+    )
 
 
 def _unknown(key: str, known: list[str]) -> str:
@@ -222,6 +356,54 @@ def _check(settings: Settings) -> None:
             validation.load_request(models_pb2.LoadRequest(model=name, config=model.load_config()))
         except errors.InvalidRequest as error:
             raise ConfigError(f"models.{name}.{error.message}") from error
+    _check_names(settings)
     for root in settings.model_roots:
         if not pathlib.Path(root).is_dir():
             raise ConfigError(f"model_roots: {root} is not a directory")
+
+
+def _check_names(settings: Settings) -> None:
+    """Checks that backends and routes have names of their own, and that every candidate is one that may be there."""
+    for id in settings.backends:
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", id) or id in _RESERVED_IDS:
+            raise ConfigError(
+                f"backends.{id}: a backend's id has 1 to 64 of the characters a-z A-Z 0-9 _ - . "
+                f"and is none of {', '.join(_RESERVED_IDS)}"
+            )
+    for name, route in settings.routes.items():
+        where = f"routes.{name}"
+        if not re.fullmatch(r"[A-Za-z0-9_.:/-]{1,128}", name):
+            raise ConfigError(f"{where}: a route's name has 1 to 128 of the characters a-z A-Z 0-9 _ - . : /")
+        if name in settings.models:
+            raise ConfigError(f"{where}: a model has this name already")
+        if not route.models:
+            raise ConfigError(f"{where}.candidates: at least one")
+        for candidate in route.models:
+            _check_candidate(settings, where, candidate.model)
+
+
+def _check_candidate(settings: Settings, where: str, model: str) -> None:
+    if model in settings.routes:
+        raise ConfigError(
+            f"{where}.candidates: {model} is a route itself; name models, so that no route can lead back to itself"
+        )
+    id, slash, name = model.partition("/")
+    backend = settings.backends.get(id)
+    if slash and backend is not None:
+        if not name or not (backend.allow_unlisted or name in backend.models):
+            known = [f"{id}/{each}" for each in backend.models]
+            raise unknown_value(f"{where}.candidates", model, known)
+        return
+    if model in settings.models or (model == DEMO_MODEL and settings.serves_demo):
+        return
+    if model == "scripted" and settings.scripted:
+        return
+    known = [
+        *settings.models,
+        *(f"{id}/{each}" for id, table in settings.backends.items() for each in table.models),
+    ]
+    raise unknown_value(f"{where}.candidates", model, known)
+
+
+# What `started.backend` tells of answers that no configured backend gave.
+_RESERVED_IDS = ("local", "scripted", "route")

@@ -40,4 +40,6 @@ def configure(*, format: str, level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    # At lower levels these two print headers, keys among them.
+    for name in ("asyncio", "httpx", "httpcore"):
+        logging.getLogger(name).setLevel(logging.WARNING)

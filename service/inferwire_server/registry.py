@@ -14,7 +14,7 @@ import pathlib
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any
 
 import structlog
@@ -23,7 +23,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from inferwire.v1 import models_pb2
 from inferwire_server import errors, files, wire
 from inferwire_server.backends.base import Backend, Occupancy
-from inferwire_server.backends.local import BACKEND_ID, LocalBackend
+from inferwire_server.backends.local import BACKEND_ID, LocalBackend, Progress
+from inferwire_server.backends.provider import Provider, RemoteBackend
 from inferwire_server.changes import Changes
 from inferwire_server.config import EngineSettings
 
@@ -52,7 +53,7 @@ class Spec:
     """What a model is loaded from, and how. Two loads of one spec are the same load."""
 
     source: models_pb2.ModelSource
-    file: files.ModelFile
+    file: files.ModelFile | None
     config: models_pb2.LoadConfig
     adapters: tuple[files.ModelFile, ...] = ()
 
@@ -66,8 +67,13 @@ class Instance:
 
     @property
     def local(self) -> LocalBackend | None:
-        """The backend, if it is one that this server loads and unloads."""
+        """The backend, if it is one with an engine process of ours."""
         return self.backend if isinstance(self.backend, LocalBackend) else None
+
+    @property
+    def remote(self) -> RemoteBackend | None:
+        """The backend, if it is a model of a provider."""
+        return self.backend if isinstance(self.backend, RemoteBackend) else None
 
 
 @dataclasses.dataclass(eq=False)
@@ -97,6 +103,21 @@ class Entry:
         leases = self.instance.num_leases if self.instance else 0
         return f"<Entry {self.name} [{State.Name(self.state)} | leases {leases} | restarts {self.restarts}]>"
 
+    @property
+    def problem(self) -> errors.ServingError | None:
+        """Why it does not answer now; None when it does."""
+        if self.state != models_pb2.MODEL_STATE_READY or self.instance is None:
+            cls, message = _BUSY_STATES[self.state]
+            return cls(message, metadata={"model": self.name}, retry_delay_seconds=RETRY_DELAY_SECONDS)
+        # An engine that ends is told by its exit; what is elsewhere may be gone at any time, and may be asked all the same.
+        return None if self.instance.local else self.instance.backend.problem
+
+    @property
+    def shown_state(self) -> State:
+        """The state that callers see: FAILED also while what is elsewhere would not answer."""
+        is_gone = self.state == models_pb2.MODEL_STATE_READY and self.problem is not None
+        return models_pb2.MODEL_STATE_FAILED if is_gone else self.state
+
 
 class Registry:
     """All models of the server."""
@@ -107,6 +128,7 @@ class Registry:
         engine: EngineSettings,
         roots: list[pathlib.Path],
         default_model: str = "",
+        providers: Iterable[Provider] = (),
         new_backend: Callable[..., LocalBackend] = LocalBackend,
     ) -> None:
         self._engine = engine
@@ -115,6 +137,7 @@ class Registry:
         self._new_backend = new_backend
         self._entries: dict[str, Entry] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self.providers = {provider.id: provider for provider in providers}
         self.changes = Changes()
         self.leases_created = 0
         self.leases_released = 0
@@ -152,10 +175,19 @@ class Registry:
         )
         self.changes.bump()
 
-    def add(self, name: str, backend: Backend) -> None:
+    def add(self, name: str, backend: Backend, *, required: bool = False) -> None:
         """Makes a model known that a backend answers for without a load."""
-        self._entries[name] = Entry(name, state=models_pb2.MODEL_STATE_READY, instance=Instance(backend))
+        self._entries[name] = Entry(
+            name, state=models_pb2.MODEL_STATE_READY, instance=Instance(backend), required=required
+        )
         self.changes.bump()
+
+    def add_providers(self) -> None:
+        """Makes the models known that the operator has listed for each provider, as "<backend>/<model>"."""
+        for provider in self.providers.values():
+            provider.on_change = self.changes.bump
+            for model in provider.models:
+                self.add(f"{provider.id}/{model}", provider.backend(model))
 
     @property
     def default_model(self) -> str:
@@ -166,7 +198,9 @@ class Registry:
     def is_ready(self) -> bool:
         """Whether every required model is READY."""
         return all(
-            entry.state == models_pb2.MODEL_STATE_READY for entry in self._entries.values() if entry.required
+            entry.shown_state == models_pb2.MODEL_STATE_READY
+            for entry in self._entries.values()
+            if entry.required
         )
 
     @property
@@ -180,7 +214,7 @@ class Registry:
 
     def states(self) -> dict[str, State]:
         """Returns every model's state: what is cheap to ask after every change."""
-        return {name: entry.state for name, entry in self._entries.items()}
+        return {name: entry.shown_state for name, entry in self._entries.items()}
 
     def model(self, name: str) -> models_pb2.Model:
         """Returns one model. Raises errors.ModelNotFound."""
@@ -192,6 +226,15 @@ class Registry:
         return (
             instance.backend.occupancy if instance else Occupancy(queue_capacity=self._engine.queue_capacity)
         )
+
+    def problem(self, name: str) -> errors.ServingError | None:
+        """Returns why a model does not answer now; None when it does. Raises errors.ModelNotFound."""
+        return self._entry(name).problem
+
+    def capabilities(self, name: str) -> models_pb2.Capabilities:
+        """Returns what a model can do, nothing while it is not loaded. Raises errors.ModelNotFound."""
+        instance = self._entry(name).instance
+        return instance.backend.capabilities if instance else models_pb2.Capabilities()
 
     def backends(self) -> list[Backend]:
         """Returns the backends that answer for a model now."""
@@ -209,8 +252,8 @@ class Registry:
         entry = self._entry(name)
         instance = entry.instance
         if entry.state != models_pb2.MODEL_STATE_READY or instance is None:
-            cls, message = _BUSY_STATES[entry.state]
-            raise cls(message, metadata={"model": entry.name}, retry_delay_seconds=RETRY_DELAY_SECONDS)
+            assert entry.problem is not None, "it is not ready"
+            raise entry.problem
         instance.num_leases += 1
         self.leases_created += 1
         self._touch(entry)
@@ -319,10 +362,7 @@ class Registry:
                 file = files.resolve(request.source.local.path, self._roots)
                 spec = Spec(request.source, file, request.config, self._adapters(request.config))
             case "remote":
-                backend = request.source.remote.backend
-                raise errors.BackendNotFound(
-                    "the operator configured no such backend", metadata={"backend": backend}
-                )
+                spec = self._remote_spec(request)
             case kind:
                 raise errors.UnsupportedByBackend(
                     "this server does not fetch from a hub yet; put the file beneath a model root",
@@ -337,6 +377,25 @@ class Registry:
                 violations=[(f"config.{name}", "not served yet") for name in unserved],
             )
         return spec
+
+    def _remote_spec(self, request: models_pb2.LoadRequest) -> Spec:
+        remote = request.source.remote
+        provider = self.providers.get(remote.backend)
+        if provider is None:
+            raise errors.BackendNotFound(
+                "the operator configured no such backend", metadata={"backend": remote.backend[:64]}
+            )
+        if not provider.allows(remote.model):
+            raise errors.ModelNotFound(
+                "the operator does not list this model of the backend", metadata={"model": remote.model[:128]}
+            )
+        if settings := request.config.ListFields():
+            raise errors.UnsupportedByBackend(
+                "how a model elsewhere is loaded is not ours to say",
+                metadata={"model": request.model, "backend": remote.backend},
+                violations=[(f"config.{field.name}", "is for local models") for field, _ in settings],
+            )
+        return Spec(request.source, None, request.config)
 
     def _adapters(self, config: models_pb2.LoadConfig) -> tuple[files.ModelFile, ...]:
         return tuple(
@@ -381,18 +440,12 @@ class Registry:
             if entry.instance is instance:
                 self._restart(entry)
 
-        backend = self._new_backend(
-            model=entry.name,
-            file=spec.file,
-            config=spec.config,
-            adapters=spec.adapters,
-            settings=self._engine,
-            on_exit=on_exit,
-        )
         try:
-            await backend.load(on_progress)
+            backend = await self._open(entry, spec, on_progress, on_exit)
         except errors.ServingError as error:
             error.metadata.setdefault("model", entry.name)
+            if spec.file is None:
+                error.metadata.setdefault("backend", spec.source.remote.backend)
             if entry.state == models_pb2.MODEL_STATE_LOADING:
                 entry.state = models_pb2.MODEL_STATE_FAILED
                 entry.failure = models_pb2.Failure(reason=wire.reason_value(error), message=error.message)
@@ -403,11 +456,37 @@ class Registry:
         entry.state = models_pb2.MODEL_STATE_READY
         entry.loaded_at = _now()
         self._touch(entry)
-        log.info("model_ready", model=entry.name, seconds=round(time.monotonic() - begin, 2), pid=backend.pid)
+        log.info(
+            "model_ready",
+            model=entry.name,
+            backend=backend.id,
+            seconds=round(time.monotonic() - begin, 2),
+            pid=instance.local.pid if instance.local else None,
+        )
         if old is not None:
             _ = self._spawn(
                 self._retire(old, time.monotonic() + DEFAULT_DRAIN_SECONDS), f"retire {entry.name}"
             )
+
+    async def _open(
+        self, entry: Entry, spec: Spec, on_progress: Progress, on_exit: Callable[[], None]
+    ) -> Backend:
+        """Returns a backend that answers. Raises errors.ServingError."""
+        if spec.file is None:
+            remote = spec.source.remote
+            provider = self.providers[remote.backend]
+            await provider.load(remote.model, entry.keep_alive_seconds)
+            return provider.backend(remote.model)
+        backend = self._new_backend(
+            model=entry.name,
+            file=spec.file,
+            config=spec.config,
+            adapters=spec.adapters,
+            settings=self._engine,
+            on_exit=on_exit,
+        )
+        await backend.load(on_progress)
+        return backend
 
     def _restart(self, entry: Entry) -> None:
         """Starts a model's engine again after it ended by itself, unless it does so too often."""
@@ -443,7 +522,7 @@ class Registry:
         entry = self._entries.get(name)
         if entry is None or entry.state == models_pb2.MODEL_STATE_UNLOADED:
             return models_pb2.UnloadResponse(was_loaded=False)
-        if entry.instance is not None and entry.instance.local is None:
+        if entry.instance is not None and entry.spec is None:
             raise errors.UnsupportedByBackend(
                 "the model's backend does not unload",
                 metadata={"model": name, "backend": entry.instance.backend.id},
@@ -499,7 +578,18 @@ class Registry:
         num_ended = instance.num_leases
         if instance.local is not None:
             await instance.local.unload()
+        elif instance.remote is not None:
+            # Streams that are left end there or here, as their callers like: no memory of ours hangs on them.
+            await self._unload_remote(instance.remote)
         return num_ended
+
+    @staticmethod
+    async def _unload_remote(backend: RemoteBackend) -> None:
+        try:
+            await backend.provider.unload(backend.model)
+        except errors.ServingError as error:
+            # Whoever cannot be reached cannot be told; for us the model is gone.
+            log.warning("unload_failed", backend=backend.id, reason=error.reason, detail=error.detail)
 
     # The end.
 
@@ -530,7 +620,7 @@ class Registry:
         return task
 
     def _entry(self, name: str) -> Entry:
-        entry = self._entries.get(name or self.default_model)
+        entry = self._entries.get(name or self.default_model) or self._unlisted(name)
         if entry is None:
             shown = name if re.fullmatch(r"[A-Za-z0-9_.:/-]{1,128}", name) else ""
             raise errors.ModelNotFound(
@@ -538,20 +628,33 @@ class Registry:
             )
         return entry
 
+    def _unlisted(self, name: str) -> Entry | None:
+        """Returns a model that a provider may have and the operator did not list; made for the moment, for a call's sake."""
+        id, _, model = name.partition("/")
+        provider = self.providers.get(id)
+        if provider is None or not model or not provider.allows(model):
+            return None
+        return Entry(name, state=models_pb2.MODEL_STATE_READY, instance=Instance(provider.backend(model)))
+
     def _describe(self, entry: Entry) -> models_pb2.Model:
         model = models_pb2.Model()
         backend = entry.instance.backend if entry.instance else None
         local = entry.instance.local if entry.instance else None
+        remote = entry.instance.remote if entry.instance else None
         if local is not None:
             model.CopyFrom(local.model_info)
             model.memory_bytes = _resident_bytes(local.pid)
         elif backend is not None:
             model.capabilities.CopyFrom(backend.capabilities)
+            model.candidates.extend(backend.candidates)
         model.name = entry.name
-        model.state = entry.state
+        model.state = entry.shown_state
         spec = entry.spec or entry.declared
         if spec is not None:
             model.source.CopyFrom(spec.source)
+        elif remote is not None:
+            model.source.remote.backend = remote.provider.id
+            model.source.remote.model = remote.model
         model.backend = backend.id if backend else BACKEND_ID
         model.required = entry.required
         model.pinned = entry.pinned
@@ -568,6 +671,9 @@ class Registry:
             model.load_progress.CopyFrom(entry.progress)
         if entry.failure is not None:
             model.failure.CopyFrom(entry.failure)
+        elif model.state == models_pb2.MODEL_STATE_FAILED and (problem := entry.problem) is not None:
+            model.failure.reason = wire.reason_value(problem)
+            model.failure.message = problem.message
         return model
 
 

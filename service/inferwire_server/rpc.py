@@ -12,7 +12,7 @@ import contextlib
 import re
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 import grpc
@@ -22,7 +22,7 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from inferwire_server import errors, status
-from inferwire_server.backends.base import Call
+from inferwire_server.backends.base import HOPS_KEY, Call, Encodable
 from inferwire_server.changes import Changes
 
 log = structlog.get_logger()
@@ -41,7 +41,9 @@ class Context:
         # The types say float, but a call without a deadline has None.
         remaining: float | None = context.time_remaining()
         self.deadline = None if remaining is None else self.begin + remaining
-        self.request_id = _request_id(context)
+        metadata = dict(context.invocation_metadata() or ())
+        self.request_id = _request_id(metadata)
+        self.hops = _hops(metadata)
         # The scopes of a key will set another one; without keys every caller is the same.
         self.principal = "anonymous"
         self.call: Call | None = None
@@ -130,9 +132,9 @@ def _unary(
 
 
 def _stream(
-    method: MethodDescriptor, function: Callable[[Any, Context], AsyncGenerator[Message]], gate: Gate
+    method: MethodDescriptor, function: Callable[[Any, Context], AsyncGenerator[Encodable]], gate: Gate
 ) -> grpc.RpcMethodHandler[Any, Any]:
-    async def call(data: bytes, grpc_context: grpc.aio.ServicerContext[bytes, Message]) -> None:
+    async def call(data: bytes, grpc_context: grpc.aio.ServicerContext[bytes, Encodable]) -> None:
         context = Context(grpc_context, method.name)
         async with _boundary(context, grpc_context) as written:
             with gate.entered(context):
@@ -232,12 +234,15 @@ def _parse(method: MethodDescriptor, data: bytes) -> Message:
     return request
 
 
-def _serialize(response: Message) -> bytes:
+def _serialize(response: Encodable) -> bytes:
     return response.SerializeToString()
 
 
-def _request_id(context: grpc.aio.ServicerContext[Any, Any]) -> str:
-    for key, value in context.invocation_metadata() or ():
-        if key == REQUEST_ID_KEY and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
-            return value
-    return secrets.token_hex(12)
+def _request_id(metadata: Mapping[str, str | bytes]) -> str:
+    value = metadata.get(REQUEST_ID_KEY)
+    return value if isinstance(value, str) and _REQUEST_ID.fullmatch(value) else secrets.token_hex(12)
+
+
+def _hops(metadata: Mapping[str, str | bytes]) -> int:
+    value = metadata.get(HOPS_KEY)
+    return int(value) if isinstance(value, str) and re.fullmatch(r"[0-9]{1,3}", value) else 0

@@ -23,11 +23,13 @@ from grpc_reflection.v1alpha import reflection
 
 from inferwire.v1 import inference_pb2, models_pb2
 from inferwire_server import __version__, channel_arguments, errors, health, rpc
+from inferwire_server.backends import providers
 from inferwire_server.backends.scripted import ScriptedBackend
 from inferwire_server.config import DEMO_MODEL, Settings
 from inferwire_server.models import demo_model_path
 from inferwire_server.models_servicer import ModelServicer
 from inferwire_server.registry import Registry
+from inferwire_server.router import RouteBackend
 from inferwire_server.servicer import InferenceServicer
 
 log = structlog.get_logger()
@@ -53,12 +55,15 @@ class Server:
     """One server. `start`, then `stop`; or `run` for a whole life with signals. Make it inside its event loop."""
 
     def __init__(self, settings: Settings) -> None:
+        """Raises config.ConfigError for a backend that cannot be."""
         self.settings = settings
         self.gate = rpc.Gate()
+        self._providers = providers.build(settings.backends)
         self.registry = Registry(
             engine=settings.engine,
             roots=[pathlib.Path(root).resolve() for root in settings.model_roots],
             default_model=settings.default_model,
+            providers=self._providers.values(),
         )
         self.health = health.Health(self.registry)
         self._server = grpc.aio.server(options=channel_arguments.OPTIONS)
@@ -122,6 +127,10 @@ class Server:
             asyncio.create_task(
                 self.gate.end_slow_readers(settings.write_stall_seconds), name="slow readers"
             ),
+            *(
+                asyncio.create_task(provider.watch(), name=f"watch {provider.id}")
+                for provider in self._providers.values()
+            ),
         ]
         for name in self._to_load:
             self.registry.begin_load(models_pb2.LoadRequest(model=name))
@@ -140,7 +149,10 @@ class Server:
             )
         if settings.scripted:
             self.registry.add("scripted", ScriptedBackend())
-        if not settings.models and not settings.scripted:
+        self.registry.add_providers()
+        for name, route in settings.routes.items():
+            self.registry.add(name, RouteBackend(name, route, self.registry), required=route.required)
+        if settings.serves_demo:
             self.registry.declare(DEMO_MODEL, path=demo_model_path(), config=DEMO_CONFIG, required=True)
             self._to_load = [DEMO_MODEL]
 
@@ -172,6 +184,8 @@ class Server:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        for provider in self._providers.values():
+            await provider.close()
         log.info("stopped", version=__version__)
 
     async def _until(self, is_done: Callable[[], bool], seconds: float) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from inferwire.gather import Gatherer
 from inferwire.v1 import inference_pb2 as pb
 from inferwire.v1 import models_pb2
-from inferwire_server import __version__, channel_arguments, errors, validation
-from inferwire_server.backends.base import Backend, Call
+from inferwire_server import __version__, channel_arguments, errors, validation, wire
+from inferwire_server.backends.base import Backend, Call, Event, as_message
+from inferwire_server.backends.provider import Provider
 from inferwire_server.config import Settings
 from inferwire_server.registry import Registry
 from inferwire_server.rpc import Context, Gate
@@ -46,12 +47,10 @@ class InferenceServicer:
         answer = Gatherer()
         async with contextlib.aclosing(self.StreamComplete(request, context)) as events:
             async for event in events:
-                answer.add(event)
+                answer.add(as_message(event))
         return answer.response()
 
-    async def StreamComplete(
-        self, request: pb.CompleteRequest, context: Context
-    ) -> AsyncGenerator[pb.StreamCompleteResponse]:
+    async def StreamComplete(self, request: pb.CompleteRequest, context: Context) -> AsyncGenerator[Event]:
         """Yields what the model's backend says."""
         validation.complete_request(request, max_prompt_bytes=self._max_prompt_bytes)
         with self._leased(request, context) as backend:
@@ -59,7 +58,7 @@ class InferenceServicer:
             async with contextlib.aclosing(backend.stream(request, call)) as events:
                 async for event in events:
                     if event.WhichOneof("event") == "completion":
-                        _note_completion(context, event.completion)
+                        _note_completion(context, as_message(event).completion)
                     yield event
 
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
@@ -75,19 +74,22 @@ class InferenceServicer:
         """Asks the model's backend."""
         validation.complete_request(request, max_prompt_bytes=self._max_prompt_bytes)
         with self._leased(request, context) as backend:
-            return await backend.count_tokens(request)
+            call = self._call(context, self._settings.max_completion_seconds)
+            return await backend.count_tokens(request, call)
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
         """Asks the model's backend."""
         validation.tokenize_request(request, max_prompt_bytes=self._max_prompt_bytes)
         with self._leased(request, context) as backend:
-            return await backend.tokenize(request)
+            call = self._call(context, self._settings.max_completion_seconds)
+            return await backend.tokenize(request, call)
 
     async def Detokenize(self, request: pb.DetokenizeRequest, context: Context) -> pb.DetokenizeResponse:
         """Asks the model's backend."""
         validation.detokenize_request(request, max_prompt_bytes=self._max_prompt_bytes)
         with self._leased(request, context) as backend:
-            return await backend.detokenize(request)
+            call = self._call(context, self._settings.max_completion_seconds)
+            return await backend.detokenize(request, call)
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         """Asks the registry."""
@@ -119,9 +121,10 @@ class InferenceServicer:
         self, request: pb.ListBackendsRequest, context: Context
     ) -> pb.ListBackendsResponse:
         """Joins what the backends of one id say."""
-        by_id: dict[str, list[Backend]] = {}
+        by_id: dict[str, list[Backend | Provider]] = {id: [it] for id, it in self._registry.providers.items()}
         for backend in self._registry.backends():
-            by_id.setdefault(backend.id, []).append(backend)
+            if not backend.candidates:
+                by_id.setdefault(backend.id, []).append(backend)
         return pb.ListBackendsResponse(
             backends=[_describe(by_id[id], self._registry) for id in sorted(by_id)]
         )
@@ -166,6 +169,7 @@ class InferenceServicer:
             principal=context.principal,
             time_limit=context.begin + limit,
             deadline=context.deadline,
+            hops=context.hops,
         )
 
     def _health(self, model: models_pb2.Model) -> pb.ModelHealth:
@@ -181,25 +185,33 @@ class InferenceServicer:
         )
 
 
-def _describe(backends: list[Backend], registry: Registry) -> pb.Backend:
+def _describe(backends: Sequence[Backend | Provider], registry: Registry) -> pb.Backend:
     """Returns the backends of one id as one."""
     capabilities = models_pb2.Capabilities()
     for backend in backends:
         capabilities.MergeFrom(backend.capabilities)
     models = sorted({model for backend in backends for model in backend.available_models})
-    default = registry.default_model
-    return pb.Backend(
+    described = pb.Backend(
         id=backends[0].id,
         display_name=backends[0].display_name,
         capabilities=capabilities,
-        default_model=default if default in models else next(iter(models), ""),
+        default_model=_default_model(backends, models, registry),
         available_models=models,
-        health=(
-            pb.BACKEND_HEALTH_SERVING
-            if any(backend.is_healthy() for backend in backends)
-            else pb.BACKEND_HEALTH_NOT_SERVING
-        ),
+        health=pb.BACKEND_HEALTH_SERVING,
     )
+    problems = [backend.problem for backend in backends]
+    if problems[0] is not None and None not in problems:
+        described.health = pb.BACKEND_HEALTH_NOT_SERVING
+        described.failure.reason = wire.reason_value(problems[0])
+        described.failure.message = problems[0].message
+    return described
+
+
+def _default_model(backends: Sequence[Backend | Provider], models: Sequence[str], registry: Registry) -> str:
+    for default in (backends[0].default_model, registry.default_model):
+        if default in models:
+            return default
+    return next(iter(models), "")
 
 
 def _note_completion(context: Context, completion: pb.Completion) -> None:

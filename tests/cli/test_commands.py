@@ -332,6 +332,16 @@ class TestLoad:
         expected.keep_alive.FromSeconds(600)
         assert [expected] == server.requests_of("StreamLoad")
 
+    def test_loads_from_a_remote_backend(self, server: ScriptedServer, run: Run) -> None:
+        """With --backend the second name is the model's there; without that name there is nothing to load."""
+        loaded = models.LoadResponse(model=models.Model(name="q"))
+        server.loads = [[models.StreamLoadResponse(loaded=loaded)]]
+        assert 0 == run("load", "q", "qwen2.5:0.5b", "--backend", "ollama").exit_code
+        remote = models.RemoteSource(backend="ollama", model="qwen2.5:0.5b")
+        expected = models.LoadRequest(model="q", source=models.ModelSource(remote=remote))
+        assert [expected] == server.requests_of("StreamLoad")
+        assert 2 == run("load", "q", "--backend", "ollama").exit_code
+
     def test_without_options_says_nothing(self, server: ScriptedServer, run: Run) -> None:
         """Without PATH and options the server's configuration decides; --json prints the answer."""
         loaded = models.LoadResponse(model=models.Model(name="demo"), already_loaded=True)

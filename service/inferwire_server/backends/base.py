@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import AsyncGenerator
-from typing import Protocol
+from collections.abc import AsyncGenerator, Sequence
+from typing import Literal, Protocol, get_args
+
+from google.protobuf.message import DecodeError
 
 from inferwire.v1 import inference_pb2 as pb
 from inferwire.v1 import models_pb2
+from inferwire_server import errors
 
 
 @dataclasses.dataclass
 class Call:
     """What a request brings beside its message. Times are seconds of `time.monotonic`.
 
-    The backend keeps `tokens_emitted` true while it streams; a failure tells it.
+    The backend keeps `tokens_emitted` true while it streams; a failure tells it. `hops` is how many servers of ours the
+    request has passed already.
     """
 
     request_id: str
@@ -23,6 +27,7 @@ class Call:
     time_limit: float
     deadline: float | None = None
     tokens_emitted: int = 0
+    hops: int = 0
 
     @property
     def time_limit_seconds(self) -> float:
@@ -45,6 +50,62 @@ class Occupancy:
     parallel_sequences: int = 0
     queue_capacity: int = 0
     cells_used: int = 0
+
+
+# Metadata that counts the servers of ours that a request has passed.
+HOPS_KEY = "x-inferwire-hops"
+
+Kind = Literal["started", "text", "reasoning", "tool_call", "progress", "completion"]
+
+# The tag of each arm on the wire: (field number << 3) | 2.
+_KINDS: dict[int, Kind] = {
+    (pb.StreamCompleteResponse.DESCRIPTOR.fields_by_name[kind].number << 3) | 2: kind
+    for kind in get_args(Kind)
+}
+
+
+class EncodedEvent:
+    """An event as another server of ours sent it: passed on without being read."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def __repr__(self) -> str:
+        return f"<EncodedEvent {self.WhichOneof('event')} [{len(self.data)} bytes]>"
+
+    def WhichOneof(self, oneof: Literal["event"]) -> Kind | None:
+        """Returns the event's kind, as a message does; None for a kind that this server does not know."""
+        return _KINDS.get(self.data[0]) if self.data else None
+
+    def SerializeToString(self) -> bytes:
+        """Returns the bytes as they came."""
+        return self.data
+
+    def message(self) -> pb.StreamCompleteResponse:
+        """Returns the event as a message. errors.UpstreamProtocolError when it is none."""
+        try:
+            return pb.StreamCompleteResponse.FromString(self.data)
+        except DecodeError:
+            raise errors.UpstreamProtocolError(
+                "the provider's answer breaks its own format", detail="an event that cannot be read"
+            ) from None
+
+
+Event = pb.StreamCompleteResponse | EncodedEvent
+
+
+class Encodable(Protocol):
+    """A message, or what is passed on as one."""
+
+    def SerializeToString(self) -> bytes:
+        """Returns its bytes."""
+
+
+def as_message(event: Event) -> pb.StreamCompleteResponse:
+    """Returns an event as a message."""
+    return event.message() if isinstance(event, EncodedEvent) else event
 
 
 class Backend(Protocol):
@@ -75,23 +136,28 @@ class Backend(Protocol):
         """The models it can answer for now."""
 
     @property
+    def candidates(self) -> Sequence[str]:
+        """The models that it passes requests on to, in their order; none, but for a route."""
+
+    @property
     def occupancy(self) -> Occupancy:
         """How busy it is."""
 
-    def is_healthy(self) -> bool:
-        """Whether it would answer now, from memory: asks nobody."""
+    @property
+    def problem(self) -> errors.ServingError | None:
+        """Why it would not answer now, from memory; None when it would. Asks nobody."""
 
-    def stream(self, request: pb.CompleteRequest, call: Call) -> AsyncGenerator[pb.StreamCompleteResponse]:
+    def stream(self, request: pb.CompleteRequest, call: Call) -> AsyncGenerator[Event]:
         """Answers a validated request whose model is resolved."""
 
     async def embed(self, request: pb.EmbedRequest, call: Call) -> pb.EmbedResponse:
         """Answers a validated request. Cancelling it frees what it held. Raises one errors.ServingError."""
 
-    async def count_tokens(self, request: pb.CompleteRequest) -> pb.CountTokensResponse:
+    async def count_tokens(self, request: pb.CompleteRequest, call: Call) -> pb.CountTokensResponse:
         """Counts the tokens of a request."""
 
-    async def tokenize(self, request: pb.TokenizeRequest) -> pb.TokenizeResponse:
+    async def tokenize(self, request: pb.TokenizeRequest, call: Call) -> pb.TokenizeResponse:
         """Splits a text."""
 
-    async def detokenize(self, request: pb.DetokenizeRequest) -> pb.DetokenizeResponse:
+    async def detokenize(self, request: pb.DetokenizeRequest, call: Call) -> pb.DetokenizeResponse:
         """Joins tokens."""

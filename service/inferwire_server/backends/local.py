@@ -61,6 +61,7 @@ class LocalBackend:
 
     id = BACKEND_ID
     display_name = "llama.cpp"
+    candidates = ()
 
     def __init__(
         self,
@@ -194,9 +195,10 @@ class LocalBackend:
             cells_used=self._last_step.cells_used,
         )
 
-    def is_healthy(self) -> bool:
-        """Whether it would answer now."""
-        return self.is_loaded
+    @property
+    def problem(self) -> errors.ServingError | None:
+        """None while the process answers."""
+        return None if self.is_loaded else errors.ModelNotLoaded("the model is not in memory; load it first")
 
     # Requests.
 
@@ -275,16 +277,16 @@ class LocalBackend:
                     cancel = engine_pb2.CancelCommand(sequence_id=sequence_id)
                     self._send(engine_pb2.Command(cancel=cancel))
 
-    async def count_tokens(self, request: pb.CompleteRequest) -> pb.CountTokensResponse:
+    async def count_tokens(self, request: pb.CompleteRequest, call: Call) -> pb.CountTokensResponse:
         """Counts the tokens of a request."""
         self._check_supported(request)
         return (await self._ask(engine_pb2.QueryCommand(count_tokens=request))).count_tokens
 
-    async def tokenize(self, request: pb.TokenizeRequest) -> pb.TokenizeResponse:
+    async def tokenize(self, request: pb.TokenizeRequest, call: Call) -> pb.TokenizeResponse:
         """Splits a text."""
         return (await self._ask(engine_pb2.QueryCommand(tokenize=request))).tokenize
 
-    async def detokenize(self, request: pb.DetokenizeRequest) -> pb.DetokenizeResponse:
+    async def detokenize(self, request: pb.DetokenizeRequest, call: Call) -> pb.DetokenizeResponse:
         """Joins tokens."""
         return (await self._ask(engine_pb2.QueryCommand(detokenize=request))).detokenize
 

@@ -102,6 +102,8 @@ class ScriptedBackend:
 
     id = BACKEND_ID
     display_name = "Scripted answers"
+    candidates = ()
+    problem = None
     capabilities = models_pb2.Capabilities(prompt=True, chat=True, tools=True, reasoning=True, tokens=True)
 
     def __init__(self, models: tuple[str, ...] = ("scripted",)) -> None:
@@ -117,10 +119,6 @@ class ScriptedBackend:
     def occupancy(self) -> Occupancy:
         """How many streams it answers; it never queues."""
         return Occupancy(streams_in_flight=self._num_streams)
-
-    def is_healthy(self) -> bool:
-        """Always."""
-        return True
 
     async def stream(
         self, request: pb.CompleteRequest, call: Call
@@ -143,18 +141,18 @@ class ScriptedBackend:
             violations=[("model", "gives no embeddings")],
         )
 
-    async def count_tokens(self, request: pb.CompleteRequest) -> pb.CountTokensResponse:
+    async def count_tokens(self, request: pb.CompleteRequest, call: Call) -> pb.CountTokensResponse:
         """Counts words."""
         return pb.CountTokensResponse(model=request.model, tokens=len(_input_text(request).split()))
 
-    async def tokenize(self, request: pb.TokenizeRequest) -> pb.TokenizeResponse:
+    async def tokenize(self, request: pb.TokenizeRequest, call: Call) -> pb.TokenizeResponse:
         """A token is a byte."""
         data = request.text.encode()
         return pb.TokenizeResponse(
             model=request.model, token_ids=list(data), pieces=[bytes([byte]) for byte in data]
         )
 
-    async def detokenize(self, request: pb.DetokenizeRequest) -> pb.DetokenizeResponse:
+    async def detokenize(self, request: pb.DetokenizeRequest, call: Call) -> pb.DetokenizeResponse:
         """A token is a byte."""
         if any(token > 255 for token in request.token_ids):
             raise errors.InvalidRequest(

@@ -9,7 +9,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from inferwire.errors import stream_truncated
-from inferwire.v1.models_pb2 import LoadConfig, LoadProgress, LoadResponse, LoadStage
+from inferwire.v1.models_pb2 import (
+    LoadConfig,
+    LoadProgress,
+    LoadRequest,
+    LoadResponse,
+    LoadStage,
+    RemoteSource,
+)
 from inferwire_server.cli.connection import Connection, connects
 from inferwire_server.cli.terminal import Seconds, ctrl_c_cancels, enum_word, print_json, size, visible
 
@@ -17,6 +24,7 @@ from inferwire_server.cli.terminal import Seconds, ctrl_c_cancels, enum_word, pr
 @click.command()
 @click.argument("name")
 @click.argument("path", required=False)
+@click.option("--backend", metavar="ID", help="PATH is a model's name at this remote backend of the server.")
 @click.option("--context-length", type=int, help="Tokens that one request may have, prompt and answer.")
 @click.option("--parallel", type=int, help="How many requests run at once. Each costs memory.")
 @click.option("--gpu-layers", type=int, help="Layers on the GPU; -1: all.")
@@ -29,6 +37,7 @@ def load(
     connection: Connection,
     name: str,
     path: str | None,
+    backend: str | None,
     context_length: int | None,
     parallel: int | None,
     gpu_layers: int | None,
@@ -39,22 +48,29 @@ def load(
 ) -> None:
     """Load the GGUF file PATH and call it NAME.
 
+    \b
+    inferwire load qwen qwen2.5-0.5b.gguf
+    inferwire load qwen qwen2.5:0.5b --backend ollama
+
     PATH is a path on the server, beneath one of its model roots. Without PATH the server's configuration says what
     NAME is. To load what is loaded already is fine and changes nothing. Ctrl-C stops the watching, not the load.
     """
+    if backend is not None and path is None:
+        raise click.UsageError("--backend needs PATH, the model's name there.")
     config = LoadConfig(
         context_length=context_length, parallel_sequences=parallel, gpu_layers=gpu_layers, threads=threads
     )
+    request = LoadRequest(model=name, config=config if config.ByteSize() else None, replace=replace)
+    if backend is not None:
+        request.source.remote.CopyFrom(RemoteSource(backend=backend, model=path))
+    elif path is not None:
+        request.source.local.path = path
+    if keep_alive is not None:
+        request.keep_alive.FromNanoseconds(round(keep_alive * 1e9))
     loaded: LoadResponse | None = None
     with connection.client() as client, _bar() as bar:
         task = bar.add_task("asking", total=1.0)
-        events = client.stream_load(
-            name,
-            path,
-            config=config if config.ByteSize() else None,
-            keep_alive=keep_alive,
-            replace=replace,
-        )
+        events = client.stream_load(request)
         try:
             with events, ctrl_c_cancels(events):
                 for event in events:

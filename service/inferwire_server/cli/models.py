@@ -66,7 +66,7 @@ def table(models: Iterable[Model], default_model: str) -> Table:
                 for cell, style in (
                     (model.name + mark, "bold"),
                     (state(model), _STYLES.get(model.state, "")),
-                    (model.backend, ""),
+                    (", ".join(model.candidates) or model.backend, ""),
                     (model.quantization, ""),
                     (str(model.context_length or ""), ""),
                     (size(model.size_bytes), ""),

@@ -95,7 +95,7 @@ def serve(config: pathlib.Path | None, model_roots: tuple[str, ...], **flags: An
 
     try:
         asyncio.run(run())
-    except AddressInUse as error:
+    except (AddressInUse, configuration.ConfigError) as error:
         raise _CannotServe(str(error)) from error
 
 
