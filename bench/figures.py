@@ -280,6 +280,14 @@ def _separate_process(made: Rows, turns: list[Turn]) -> None:
                 lambda turn: statistics.median(first_token_seconds(turn)) * 1000, lambda ours, peer: ours - peer,
                 ours=(name, first), peer=(peer, first), unit="ms", peers_unit="ms", target=milliseconds,
             )  # fmt: skip
+            if name == EngineAlone.name:
+                made.compare(
+                    f"{price} to the first token, {count} streams of a tiny model",
+                    lambda turn: statistics.median(first_token_seconds(turn)) * 1000,
+                    lambda ours, peer: ours - peer,
+                    ours=(name, f"{first} tiny"), peer=(peer, f"{first} tiny"), unit="ms", peers_unit="ms",
+                    target=milliseconds,
+                )  # fmt: skip
 
 
 def _memory(made: Rows, turns: list[Turn]) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 from collections.abc import Awaitable, Callable
 
 from inferwire.v1 import models_pb2
 
+from . import model
 from . import stream as event_stream
 from .contestants import MODEL_NAME, Contestant, Inferwire, Request, Stream, Unavailable
 from .inprocess import EngineAlone, InProcess
@@ -187,15 +189,22 @@ async def events(bench: Bench) -> list[Turn]:
 async def separate_process(bench: Bench) -> list[Turn]:
     """W7: the engine in the client's own process, in a process of its own, and behind the whole service."""
     scale = bench.scale
-    contestants: list[Contestant] = [bench.ours, InProcess(bench.ours.config), EngineAlone(bench.ours.config)]
+    config = bench.ours.config
+    contestants: list[Contestant] = [bench.ours, InProcess(config), EngineAlone(config)]
+    # Of a model that takes no time, what is left is the price.
+    tiny = dataclasses.replace(config, model=model.make(model.TINY), folder=config.folder / "tiny")
+    tiny.folder.mkdir(exist_ok=True)
+    tiny_ones: list[Contestant] = [InProcess(tiny), EngineAlone(tiny)]
     turns = []
     try:
         for count in (1, NUM_RUNNING):
 
-            async def first(contestant: Contestant, round_: int, count: int = count) -> Turn:
+            async def first(
+                contestant: Contestant, round_: int, count: int = count, repeats: int = scale.first_tokens
+            ) -> Turn:
                 batches = [
                     await bench.prompts.requests(count, 8, 1, "W7", count, index, round_)
-                    for index in range(scale.first_tokens)
+                    for index in range(repeats)
                 ]
 
                 async def act() -> list[Stream]:
@@ -208,8 +217,11 @@ async def separate_process(bench: Bench) -> list[Turn]:
             # A millisecond is little beside a machine's moods, so turns are short and many.
             entries = [Entry(one, f"first {count}", first) for one in contestants]
             turns += await bench.take_turns(entries, rounds=4 * scale.rounds)
+            often = functools.partial(first, repeats=20 * scale.first_tokens)
+            entries = [Entry(one, f"first {count} tiny", often) for one in tiny_ones]
+            turns += await bench.take_turns(entries, rounds=2 * scale.rounds)
     finally:
-        for contestant in contestants[1:]:
+        for contestant in (*contestants[1:], *tiny_ones):
             await contestant.stop()
     return turns
 
