@@ -65,7 +65,7 @@ class LlamaServer(HttpServer):
 
     name = "llama-server"
     health = "/health"
-    options = ("--no-webui", "--log-verbosity", "1", "--no-kv-unified", "--cache-ram", "0")
+    options: tuple[str, ...] = ("--no-webui", "--log-verbosity", "1", "--no-kv-unified", "--cache-ram", "0")
 
     async def stream(self, request: Request, stream: Stream) -> None:
         """Posts to /completion or to /v1/chat/completions."""

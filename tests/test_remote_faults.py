@@ -156,6 +156,27 @@ async def test_a_body_that_was_read_leaves_its_connection_for_the_next_request(t
         assert 1 == server.max_connections
 
 
+@pytest.mark.parametrize("num_kept", [1, 5])
+async def test_a_connection_that_was_closed_meanwhile_is_no_failure(num_kept):
+    """A server may close a connection that rests just when the next request is on its way; that request gets a new one."""
+    async with (
+        provider(WIRES["openai"]) as server,
+        running(backends={"x": settings(server, "openai")}, scripted=False) as (gateway, _),
+        bare_stub(gateway) as stub,
+    ):
+        server.max_requests = 1
+        for _ in range(3):
+            answers = [stub.Complete(chat(model=f"x/{MODEL}")) for _ in range(num_kept)]
+            for answer in answers:
+                assert HELLO.text == (await answer).message.parts[0].text
+        # A new connection that is closed is one: it is tried once.
+        server.reply = Reply(has_head=False)
+        before = len(server.requests)
+        error = await failure(stub.Complete(chat(model=f"x/{MODEL}")))
+        assert "UPSTREAM_UNAVAILABLE" == error.reason
+        assert before + 1 == len(server.requests)
+
+
 @pytest.mark.parametrize("type", WIRES)
 async def test_a_cancel_closes_the_providers_connection(type):
     """In every phase: before the head, after it, and in the middle of the answer."""

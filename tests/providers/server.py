@@ -170,6 +170,8 @@ class ScriptedProvider:
         self.requests: list[Request] = []
         self.num_connections = 0
         self.max_connections = 0
+        # After so many requests a connection is closed when the next one comes, unread, as servers do that bound them.
+        self.max_requests: int | None = None
         self._news = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
@@ -224,8 +226,12 @@ class ScriptedProvider:
         self.max_connections = max(self.max_connections, self.num_connections)
         self._news.set()
         try:
+            num_requests = 0
             while await self._serve(reader, writer):
-                pass
+                num_requests += 1
+                if num_requests == self.max_requests:
+                    await reader.read(1)
+                    break
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:

@@ -193,26 +193,37 @@ class HttpClient:
         headers = {**request.headers, **self._authorize()}
         if request.body is not None:
             headers["content-type"] = "application/json"
-        message = self._client.build_request(
-            request.method,
-            # `params` would replace the query that a path may have.
-            httpx.URL(self._base_url + request.path).copy_merge_params(self._query),
-            content=request.body,
-            headers=headers,
-        )
-        try:
-            async with asyncio.timeout(self._idle_seconds):
-                return await self._client.send(message, stream=True)
-        except TimeoutError:
-            raise errors.UpstreamStalled("the provider sent nothing for too long") from None
-        except httpx.RemoteProtocolError as error:
-            if "disconnected" in str(error):
+        # `params` would replace the query that a path may have.
+        url = httpx.URL(self._base_url + request.path).copy_merge_params(self._query)
+        is_new = False
+
+        async def trace(event: str, info: object) -> None:
+            nonlocal is_new
+            is_new = is_new or "connect_tcp" in event
+
+        while True:
+            message = self._client.build_request(
+                request.method, url, content=request.body, headers=headers, extensions={"trace": trace}
+            )
+            try:
+                async with asyncio.timeout(self._idle_seconds):
+                    return await self._client.send(message, stream=True)
+            except TimeoutError:
+                raise errors.UpstreamStalled("the provider sent nothing for too long") from None
+            except httpx.RemoteProtocolError as error:
+                if "disconnected" not in str(error):
+                    raise errors.UpstreamProtocolError(
+                        "the provider's answer breaks its own format", detail="what it sent is no HTTP"
+                    ) from None
+                failure: httpx.HTTPError = error
+            except (httpx.ReadError, httpx.WriteError) as error:
+                failure = error
+            except httpx.HTTPError as error:
                 raise _unreachable(error) from None
-            raise errors.UpstreamProtocolError(
-                "the provider's answer breaks its own format", detail="what it sent is no HTTP"
-            ) from None
-        except httpx.HTTPError as error:
-            raise _unreachable(error) from None
+            if is_new:
+                raise _unreachable(failure) from None
+            # A connection that was kept, and that the server has closed while the request was on its way: nobody has read it.
+            # There are only so many of them, and then there is a new one.
 
 
 class _Transport(httpx.AsyncHTTPTransport):
