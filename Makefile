@@ -10,7 +10,7 @@ SETUP = $(PYTHON) tools/setup_env.py
 BIN = .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test setup lint format types generate check-generate bench bench-stream bench-cancel bench-calls bench-gateway check-servers train lock clean
+.PHONY: help serve test setup lint format types generate check-generate bench bench-stream bench-cancel bench-calls bench-gateway check-servers conformance train lock clean
 
 help: ## Show this list
 	@echo "make TARGET [ADDRESS=$(ADDRESS)] [ARGS='more arguments'] [PYTHON=python3.12]"
@@ -71,6 +71,10 @@ bench-gateway: .venv-litellm/stamp ## Measure what a remote stream costs, beside
 
 check-servers: .venv-bench/stamp ## Ask real servers of other makers for answers of the demo model, as remote backends
 	@.venv-bench/bin/python -m bench.servers $(ARGS)
+
+conformance: ## Build the clients and run every conformance case with each (LANG=go: one)
+	@$(SETUP) --dev
+	@$(BIN)/python -m tests.conformance $(CLIENT) $(filter python go typescript rust java cpp,$(LANG))
 
 train: ## Train the demo model from nothing (ARGS goes to training.train)
 	@$(SETUP) --train

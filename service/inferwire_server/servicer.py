@@ -57,7 +57,11 @@ class InferenceServicer:
             call = context.call = self._call(context, self._time_limit(request))
             async with contextlib.aclosing(backend.stream(request, call)) as events:
                 async for event in events:
-                    if event.WhichOneof("event") == "completion":
+                    kind = event.WhichOneof("event")
+                    if kind == "started":
+                        # Of a route: who answers in the end.
+                        context.note(backend=as_message(event).started.backend)
+                    elif kind == "completion":
                         _note_completion(context, as_message(event).completion)
                     yield event
 
