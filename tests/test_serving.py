@@ -66,11 +66,18 @@ async def test_an_unset_seed_is_drawn_and_told_and_repeats_the_answer():
         again = await client.complete(
             prompt="Once upon a time", max_tokens=40, temperature=1.0, seed=first.started.sampling.seed
         )
-        other = await client.complete(
-            prompt="Once upon a time", max_tokens=40, temperature=1.0, seed=first.started.sampling.seed ^ 1
-        )
+        # So small a model tells the same story for one seed in a hundred.
+        others = [
+            await client.complete(
+                prompt="Once upon a time",
+                max_tokens=40,
+                temperature=1.0,
+                seed=first.started.sampling.seed ^ bit,
+            )
+            for bit in (1, 2, 4, 8)
+        ]
         assert first.message == again.message
-        assert first.message != other.message
+        assert any(first.message != other.message for other in others)
 
 
 async def test_usage_timing_and_stop_are_told():

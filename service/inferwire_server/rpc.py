@@ -202,8 +202,10 @@ async def _boundary(
         told = status.of(failure, started=written.started, tokens_emitted=tokens_emitted)
         code, reason = told.code, failure.reason
         # Behind messages that a caller does not read, the status may wait for ever; all that the call held is free.
-        async with asyncio.timeout(ABORT_SECONDS):
-            await grpc_context.abort(told.code, told.message, told.trailing_metadata)
+        # And where its deadline has passed just now, nobody is left to be told.
+        with contextlib.suppress(grpc.aio.InternalError):
+            async with asyncio.timeout(ABORT_SECONDS):
+                await grpc_context.abort(told.code, told.message, told.trailing_metadata)
     finally:
         log.info(
             "rpc",
