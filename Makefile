@@ -10,7 +10,7 @@ SETUP = $(PYTHON) tools/setup_env.py
 BIN = .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test setup lint format types generate check-generate bench bench-stream bench-cancel bench-calls bench-gateway check-servers conformance train lock clean
+.PHONY: help serve test setup lint format types generate check-generate bench bench-stream bench-cancel bench-calls bench-gateway bench-clients check-servers conformance train lock clean
 
 help: ## Show this list
 	@echo "make TARGET [ADDRESS=$(ADDRESS)] [ARGS='more arguments'] [PYTHON=python3.12]"
@@ -68,6 +68,10 @@ bench-calls: .venv-bench/stamp ## Force tool calls over many schemas, and measur
 bench-gateway: .venv-litellm/stamp ## Measure what a remote stream costs, beside LiteLLM's proxy
 	@$(SETUP) --dev
 	$(BIN)/python -m bench.gateway $(ARGS)
+
+bench-clients: ## Measure what a streamed event costs each client that `make conformance` has built
+	@$(SETUP) --dev
+	@$(BIN)/python -m bench.clients $(ARGS)
 
 check-servers: .venv-bench/stamp ## Ask real servers of other makers for answers of the demo model, as remote backends
 	@.venv-bench/bin/python -m bench.servers $(ARGS)
