@@ -37,7 +37,7 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 LITELLM = setup_env.ROOT / ".venv-litellm" / "bin" / "litellm"
 OURS, PEER = "inferwire", "litellm"
 MODEL = "gpt-scripted"
-TOKEN = "token "
+TOKEN = "token"
 KEY = "sk-benchmark"
 NUM_CONNECTIONS = 8
 SAMPLE_SECONDS = 1.0
@@ -47,7 +47,8 @@ _CHUNK = (
     'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1760000000,"model":"gpt-scripted",'
     '"choices":[{"index":0,"delta":%s,"finish_reason":%s}]}\n\n'
 )
-_DELTA = (_CHUNK % (json.dumps({"content": TOKEN}), "null")).encode()
+# No two in a row are equal: LiteLLM takes a hundred equal ones for a model that is caught in a loop.
+_DELTAS = [(_CHUNK % (json.dumps({"content": f"{TOKEN}{digit} "}), "null")).encode() for digit in range(10)]
 _FIRST = (_CHUNK % (json.dumps({"role": "assistant", "content": ""}), "null")).encode()
 _LAST = (_CHUNK % ("{}", '"stop"')).encode() + b"data: [DONE]\n\n"
 
@@ -99,7 +100,7 @@ class _Connection(asyncio.Protocol):
         assert self._transport is not None, "connected"
         if self._left:
             self._left -= 1
-            self._transport.write(_part(_DELTA))
+            self._transport.write(_part(_DELTAS[self._left % len(_DELTAS)]))
         else:
             self._transport.write(_part(_LAST) + b"0\r\n\r\n")
             self._streaming.discard(self)
