@@ -22,7 +22,7 @@ from . import runner
 #: What each language's program is built with, in the language's folder; and the tool without which there is none.
 BUILDS: dict[str, tuple[str, list[list[str]]]] = {
     "python": ("python3", []),
-    "go": ("go", [["go", "build", "./..."]]),
+    "go": ("go", [["go", "build", "-o", "build/conformance", "./conformance"]]),
     "typescript": ("npm", [["npm", "ci", "--no-audit", "--no-fund"], ["npm", "run", "build"]]),
     "rust": ("cargo", [["cargo", "build", "--locked", "--package", "inferwire-conformance"]]),
     "java": ("mvn", [["mvn", "-B", "-q", "test-compile"]]),
