@@ -698,11 +698,11 @@ async def test_a_text_that_is_too_long_is_told():
 # How it is.
 
 
-async def test_it_is_asked_how_it_is_for_its_version():
+async def test_it_is_asked_how_it_is_for_its_models():
     """Which needs no model; a server that answers is there."""
     async with provider(OllamaWire()) as server, ollama(server) as it:
         await it.check()
-        assert [("GET", "/api/version")] == [(each.method, each.path) for each in server.requests]
+        assert [("GET", "/api/tags")] == [(each.method, each.path) for each in server.requests]
     async with provider(Answering()) as server, ollama(server) as it:
         server.reply = server.failed(503)
         with pytest.raises(errors.UpstreamUnavailable):

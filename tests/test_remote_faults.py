@@ -337,6 +337,24 @@ async def test_a_body_larger_than_what_is_held_arrives_whole():
         assert script.text == answer.message.parts[0].text
 
 
+@pytest.mark.parametrize("type", WIRES)
+async def test_what_a_service_lists_is_told_where_any_model_may_be_asked_for(type):
+    """ListBackends has the operator's models, and beside them the service's own only where callers may name those."""
+    async with provider(WIRES[type]) as server:
+        backends = {
+            "open": settings(server, type, health_seconds=30, allow_unlisted=True),
+            "shut": settings(server, type, health_seconds=30),
+        }
+        async with running(backends=backends, scripted=False) as (gateway, _), bare_stub(gateway) as stub:
+            await server.until(lambda: len(server.requests) == 2)
+            changes = gateway.registry.changes
+            while not gateway.registry.providers["open"].offered:
+                await changes.after(changes.revision, timeout_seconds=0.01)
+            told = {each.id: each for each in (await stub.ListBackends(pb.ListBackendsRequest())).backends}
+            assert [MODEL] == list(told["shut"].available_models)
+            assert {MODEL} < set(told["open"].available_models)
+
+
 async def test_a_required_route_keeps_the_server_from_being_ready():
     """Only where the operator says so: readiness depends on no remote backend by itself."""
     server = ScriptedProvider(WIRES["openai"])

@@ -25,7 +25,7 @@ from .answer import EventStreamParser, broken
 from .base import Call
 from .http_provider import HttpProvider, Refusal, failure
 from .lines import ServerSentEvent
-from .openai import plain, tool_declaration
+from .openai import model_ids, plain, tool_declaration
 
 IMAGES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
 SUPPORTED = frozenset(
@@ -95,6 +95,10 @@ class Anthropic(HttpProvider):
     def listing(self) -> HttpRequest:
         """The list of models."""
         return HttpRequest("/v1/models", method="GET", headers=self._headers)
+
+    def listed(self, body: bytes) -> list[str]:
+        """The form is OpenAI's."""
+        return model_ids(body)
 
     async def answer(
         self, request: pb.CompleteRequest, model: str, call: Call

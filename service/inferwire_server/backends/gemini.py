@@ -76,6 +76,11 @@ class Gemini(HttpProvider):
         """The list of models."""
         return HttpRequest("/v1beta/models", method="GET")
 
+    def listed(self, body: bytes) -> list[str]:
+        """Reads `{"models": [{"name": "models/..."}]}`."""
+        models = msgspec.json.decode(body, type=_Models).models
+        return [model.name.removeprefix("models/") for model in models]
+
     def completion(self, request: pb.CompleteRequest, model: str) -> tuple[HttpRequest, Parser]:
         """See `HttpProvider.completion`. Without `alt=sse` the answer would be one JSON array."""
         body = msgspec.json.encode(_body(request))
@@ -378,6 +383,14 @@ class _Candidate(_Struct, frozen=True):
 
 class _PromptFeedback(_Struct, frozen=True):
     block_reason: str | None = None
+
+
+class _Model(_Struct, frozen=True):
+    name: str
+
+
+class _Models(_Struct, frozen=True):
+    models: list[_Model] = []
 
 
 class _Usage(_Struct, frozen=True):

@@ -102,6 +102,10 @@ class HttpProvider(Provider):
     def listing(self) -> HttpRequest:
         """Returns the cheapest question that only a working service with a good key answers."""
 
+    def listed(self, body: bytes) -> list[str]:
+        """Reads the names of models in the answer to `listing`, where it has any. UNREADABLE when it is no such answer."""
+        return []
+
     def embedding(self, request: pb.EmbedRequest, model: str) -> HttpRequest:
         """Returns the request of vectors. Raises errors.UnsupportedByBackend."""
         raise errors.UnsupportedByBackend(
@@ -146,9 +150,12 @@ class HttpProvider(Provider):
     async def check(self) -> None:
         """Asks for the list of models. A service that has none is there all the same."""
         try:
-            await self._fetch(self.listing())
+            answer = await self._fetch(self.listing())
         except (errors.UpstreamModelNotFound, errors.UpstreamRejected, errors.UpstreamRateLimited):
-            pass
+            return
+        # A list that cannot be read is no reason to ask the service nothing.
+        with contextlib.suppress(*UNREADABLE):
+            self.offered = self.listed(answer.body)
 
     async def close(self) -> None:
         """Closes every connection."""

@@ -115,8 +115,12 @@ class Ollama(HttpProvider):
         return {"authorization": f"Bearer {key}"}
 
     def listing(self) -> HttpRequest:
-        """The version, which is there without a model and costs nothing."""
-        return HttpRequest("/api/version", method="GET")
+        """The models that are there, which costs nothing: they are files."""
+        return HttpRequest("/api/tags", method="GET")
+
+    def listed(self, body: bytes) -> list[str]:
+        """Reads `{"models": [{"name": ...}]}`."""
+        return [model.name for model in msgspec.json.decode(body, type=_Models).models]
 
     def completion(self, request: pb.CompleteRequest, model: str) -> tuple[HttpRequest, Parser]:
         """See `HttpProvider.completion`."""
@@ -425,6 +429,14 @@ class _Line(_Failed, frozen=True):
 
 class _Progress(_Failed, frozen=True):
     status: str | None = None
+
+
+class _Model(_Struct, frozen=True):
+    name: str
+
+
+class _Models(_Struct, frozen=True):
+    models: list[_Model] = []
 
 
 class _Vectors(_Struct, frozen=True):

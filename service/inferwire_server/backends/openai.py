@@ -196,6 +196,10 @@ class OpenAI(HttpProvider):
         """The list of models."""
         return HttpRequest("/models", method="GET")
 
+    def listed(self, body: bytes) -> list[str]:
+        """Reads `{"data": [{"id": ...}]}`."""
+        return model_ids(body)
+
     def completion(self, request: pb.CompleteRequest, model: str) -> tuple[HttpRequest, Parser]:
         """See `HttpProvider.completion`."""
         own = _Body(request, model, self._dialect, self.supported).build(usage=self._own.usage)
@@ -555,6 +559,19 @@ class _Chunk(_Failed, frozen=True):
     choices: list[_Choice] = []
     usage: _Usage | None = None
     x_groq: _Groq | None = None
+
+
+class _Model(_Struct, frozen=True):
+    id: str
+
+
+class _Models(_Struct, frozen=True):
+    data: list[_Model] = []
+
+
+def model_ids(body: bytes) -> list[str]:
+    """Reads a list of models in this form, which others have taken over. msgspec.MsgspecError when it is none."""
+    return [model.id for model in msgspec.json.decode(body, type=_Models).data]
 
 
 class _Vector(_Struct, frozen=True):

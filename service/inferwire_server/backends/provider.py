@@ -71,6 +71,8 @@ class Provider(abc.ABC):
         self.options = convert_options(settings.options, self.Options, f"backends.{id}.options")
         self.instance_id = secrets.token_hex(8)
         self.models = list(settings.models)
+        # The service's own list, as of the last check that asked for it.
+        self.offered: list[str] = []
         self.on_change: Callable[[], None] = lambda: None
         self.breaker = Breaker(
             max_failures=settings.breaker_failures,
@@ -154,8 +156,10 @@ class Provider(abc.ABC):
 
     @property
     def available_models(self) -> list[str]:
-        """The models that the operator has listed, while it would answer."""
-        return [] if self.problem else self.models
+        """The models that the operator has listed, and where any may be asked for, those that the service lists itself."""
+        if self.problem:
+            return []
+        return sorted({*self.models, *(self.offered if self.settings.allow_unlisted else ())})
 
     @property
     def problem(self) -> errors.ServingError | None:
