@@ -27,6 +27,7 @@ from inferwire.v1 import models_pb2
 from inferwire.v1.error_reason_pb2 import ErrorReason
 from inferwire_server import errors, status
 from inferwire_server.backends import inferwire
+from inferwire_server.backends._http import MAX_RETRY_AFTER_SECONDS
 from inferwire_server.backends.fields import unsupported
 from inferwire_server.backends.inferwire import Inferwire
 from inferwire_server.config import BackendSettings, ConfigError, RouteSettings, Settings
@@ -509,7 +510,7 @@ def test_what_is_kept_of_a_failure(tmp_path):
         ("chat.template_arguments", "this backend refuses it"),
         ("sampling", "this backend refuses it"),
     ) == found.violations
-    assert inferwire.MAX_RETRY_SECONDS == found.retry_delay_seconds
+    assert MAX_RETRY_AFTER_SECONDS == found.retry_delay_seconds
     assert "" == found.detail
 
     filtered = InferwireError(

@@ -118,14 +118,12 @@ class Attempts:
         self._left = list(order)
         self._again: list[tuple[str, float | None]] = []
         self._num_rounds = 0
-        self._num_attempts = 0
 
     def __repr__(self) -> str:
-        return f"<Attempts [{self._num_attempts} made | left {self._left} | round {self._num_rounds}]>"
+        return f"<Attempts [left {self._left} | again {self._again} | round {self._num_rounds}]>"
 
     def next(self) -> str:
         """Returns whom to ask now. There is always one when `failed` has returned a pause, and at the start."""
-        self._num_attempts += 1
         return self._left.pop(0)
 
     def failed(self, model: str, error: errors.ServingError, seconds_left: float) -> float | None:
@@ -233,7 +231,7 @@ class RouteBackend:
                             held.append(event)
                             if event.WhichOneof("event") == "started" and not request.output.progress:
                                 continue
-                            if _is_filtered(event) and len(held) == 1 + (held[0] is not event):
+                            if _is_filtered(event):
                                 raise _filtered()
                             has_begun = True
                             for each in held:

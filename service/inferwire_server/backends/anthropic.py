@@ -25,9 +25,8 @@ from .answer import EventStreamParser, broken
 from .base import Call
 from .http_provider import HttpProvider, Refusal, failure
 from .lines import ServerSentEvent
-from .openai import model_ids, plain, tool_declaration
+from .openai import IMAGES, model_ids, plain, tool_declaration
 
-IMAGES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
 SUPPORTED = frozenset(
     {
         "chat",
@@ -69,7 +68,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 class Anthropic(HttpProvider):
     """See the module. Stop texts are the gateway's: the API would cut them off where they are to stay."""
 
-    DEFAULT_BASE_URL = "https://api.anthropic.com"
+    default_base_url = "https://api.anthropic.com"
     Options = Options
     display_name = "Anthropic"
     image_types = IMAGES

@@ -1,8 +1,7 @@
 """Which fields of a request are set, and whether a provider honours them: so that nothing is ever dropped in silence.
 
 A field is spelt by its path, with the name of the arm where it is one of several: `sampling.top_k`, `chat.tools`,
-`response_format.json_schema`. Two more say what messages hold: `chat.images` and
-`chat.tool_images`.
+`response_format.json_schema`. Two more say what messages hold: `chat.images` and `chat.tool_images`.
 """
 
 from __future__ import annotations
@@ -37,7 +36,6 @@ _NEUTRAL: Mapping[str, object] = {
     "sampling.frequency_penalty": 0.0,
     "sampling.presence_penalty": 0.0,
     "output.top_logprobs": 0,
-    "chat.reasoning.effort": pb.REASONING_EFFORT_UNSPECIFIED,
 }
 # Messages whose fields are told one by one; any other is one field.
 _OPENED = ("chat", "chat.reasoning", "sampling", "stopping", "output", "scheduling")
@@ -61,16 +59,11 @@ def _set_fields(message: Message, prefix: str = "") -> Iterator[tuple[str, objec
     for field, value in message.ListFields():
         path = prefix + field.name
         if path == "response_format":
-            yield f"{path}.{value.WhichOneof('format')}", value
-            continue
-        if path == "prompt":
+            path += f".{value.WhichOneof('format')}"
+        if path == "chat" or path not in _OPENED:
             yield path, value
-        elif path in _OPENED:
-            if path == "chat":
-                yield path, value
+        if path in _OPENED:
             yield from _set_fields(value, f"{path}.")
-        else:
-            yield path, value
 
 
 def _parts(

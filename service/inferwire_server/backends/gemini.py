@@ -33,7 +33,7 @@ MAX_SEED = (1 << 31) - 1
 class Gemini(HttpProvider):
     """See the module."""
 
-    DEFAULT_BASE_URL = "https://generativelanguage.googleapis.com"
+    default_base_url = "https://generativelanguage.googleapis.com"
     display_name = "Google Gemini"
     image_types = frozenset({"image/png", "image/jpeg", "image/webp", "image/heic", "image/heif"})
     capabilities = models_pb2.Capabilities(

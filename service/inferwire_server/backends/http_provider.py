@@ -71,14 +71,14 @@ KNOWN_CODES = frozenset(
 
 
 class HttpProvider(Provider):
-    """A provider over HTTP. `media_type` is that of its streamed answers."""
+    """A provider over HTTP. `media_types` are those of its streamed answers."""
 
-    DEFAULT_BASE_URL: ClassVar[str] = ""
+    default_base_url: str = ""
     media_types: ClassVar[frozenset[str]] = frozenset({"text/event-stream"})
 
     def __init__(self, id: str, settings: BackendSettings) -> None:
         super().__init__(id, settings)
-        base_url = settings.base_url or self.DEFAULT_BASE_URL
+        base_url = settings.base_url or self.default_base_url
         if not base_url:
             raise ConfigError("base_url must be set")
         self._key = settings.read_key()

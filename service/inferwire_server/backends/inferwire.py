@@ -26,6 +26,7 @@ from inferwire.v1 import models_pb2
 from inferwire_server import errors
 from inferwire_server.config import BackendSettings, ConfigError
 
+from ._http import MAX_RETRY_AFTER_SECONDS
 from .answer import broken
 from .base import HOPS_KEY, Call, EncodedEvent, Event
 from .breaker import Permit
@@ -34,12 +35,9 @@ from .provider import CHECK_SECONDS, Provider
 
 # A request passes so many servers at most: those that ask each other in a circle would never end.
 MAX_HOPS = 8
-# The other server's time limit ends so much before ours, so that its own end, with its counts, is here in time.
-EARLY_SECONDS = 0.1
 # What a call may take beyond its time limit: by then the other server has ended it, or never will.
 LATE_SECONDS = 5.0
 MAX_TIME_LIMIT_SECONDS = 86400.0
-MAX_RETRY_SECONDS = 60.0
 MAX_RECONNECT_SECONDS = 5.0
 
 _SERVICE = f"/{pb.DESCRIPTOR.services_by_name['InferenceService'].full_name}"
@@ -101,8 +99,7 @@ class Inferwire(Provider):
         """See `Provider.answer`. The completion is told when the status is OK, and not before."""
         _check_hops(call)
         asked = _renamed(request, model)
-        left = call.time_limit_seconds
-        limit = min(max(0.001, left - min(EARLY_SECONDS, left / 10)), MAX_TIME_LIMIT_SECONDS)
+        limit = min(max(0.001, call.time_limit_seconds), MAX_TIME_LIMIT_SECONDS)
         asked.stopping.time_limit.FromNanoseconds(round(limit * 1e9))
         completion: pb.StreamCompleteResponse | None = None
         stream = self._stream_complete(asked, timeout=_timeout(call), metadata=self._call_metadata(call))
@@ -332,7 +329,7 @@ def failure(told: InferwireError, request: Message, id: str) -> errors.ServingEr
         message,
         metadata=_kept_metadata(told, request, id) if cls is far else {},
         violations=_kept_violations(told, request, cls) if cls is far else (),
-        retry_delay_seconds=None if delay is None else min(max(0.0, delay), MAX_RETRY_SECONDS),
+        retry_delay_seconds=None if delay is None else min(max(0.0, delay), MAX_RETRY_AFTER_SECONDS),
         detail=_detail(told) if issubclass(cls, errors.UpstreamError) else "",
     )
 

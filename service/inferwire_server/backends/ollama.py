@@ -23,7 +23,7 @@ from ._http import HttpClient, HttpRequest
 from .answer import JsonLinesParser, broken
 from .http_provider import HttpProvider, Refusal, failure
 from .lines import LineReader
-from .openai import check_embedding, plain, tool_declaration
+from .openai import Logprob, check_embedding, plain, tool_declaration
 
 _SUPPORTED = frozenset(
     {
@@ -76,7 +76,7 @@ class Ollama(HttpProvider):
     """See the module. A model that is not there is an error: nothing is fetched unless the operator says `pull`."""
 
     display_name = "Ollama"
-    DEFAULT_BASE_URL = "http://127.0.0.1:11434"
+    default_base_url = "http://127.0.0.1:11434"
     media_types = frozenset({"application/x-ndjson"})
     image_types = frozenset({"image/png", "image/jpeg", "image/webp"})
     Options = Options
@@ -106,7 +106,7 @@ class Ollama(HttpProvider):
         # Nothing is heard of a model while it is loaded, which may take minutes.
         self._patient = HttpClient(
             msgspec.structs.replace(settings, idle_seconds=self._own.load_seconds),
-            settings.base_url or self.DEFAULT_BASE_URL,
+            settings.base_url or self.default_base_url,
             self._authorization,
         )
 
@@ -360,7 +360,6 @@ def _call(index: int, call: pb.ToolCall) -> dict[str, Any]:
 # What comes back. Fields that are not named are skipped.
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
-_Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
 
 
 class _Struct(msgspec.Struct, frozen=True):
@@ -387,31 +386,13 @@ class _Message(_Struct, frozen=True):
     tool_calls: list[_ToolCall] | None = None
 
 
-class _Candidate(_Struct, frozen=True):
-    token: str
-    logprob: float
-    token_bytes: list[_Byte] | None = msgspec.field(default=None, name="bytes")
-
-    @property
-    def piece(self) -> bytes:
-        return self.token.encode() if self.token_bytes is None else bytes(self.token_bytes)
-
-
-class _Logprob(_Candidate, frozen=True):
-    top_logprobs: list[_Candidate] | None = None
-
-    def message(self) -> pb.TokenLogprob:
-        tops = [pb.TopLogprob(piece=each.piece, logprob=each.logprob) for each in self.top_logprobs or ()]
-        return pb.TokenLogprob(piece=self.piece, logprob=self.logprob, top=tops)
-
-
 class _Line(_Failed, frozen=True):
     """A line of an answer: of chats, `message`; of raw prompts, `response` and `thinking`."""
 
     message: _Message | None = None
     response: str | None = None
     thinking: str | None = None
-    logprobs: list[_Logprob] | None = None
+    logprobs: list[Logprob] | None = None
     done: bool = False
     done_reason: str | None = None
     prompt_eval_count: _Count | None = None

@@ -19,7 +19,7 @@ from google.protobuf import json_format
 from inferwire.v1 import inference_pb2 as pb
 from inferwire.v1 import models_pb2
 from inferwire_server import errors
-from inferwire_server.config import BackendSettings, ConfigError
+from inferwire_server.config import BackendSettings
 
 from ._http import HttpRequest
 from .answer import EventStreamParser, broken
@@ -163,17 +163,11 @@ class OpenAI(HttpProvider):
     image_types = IMAGES
 
     def __init__(self, id: str, settings: BackendSettings) -> None:
-        dialect = DIALECTS[settings.type]
-        self.display_name = dialect.display_name
-        self._dialect = dialect
-        if not settings.base_url and not dialect.base_url:
-            raise ConfigError("base_url must be set")
-        super().__init__(
-            id, msgspec.structs.replace(settings, base_url=settings.base_url or dialect.base_url)
-        )
+        self._dialect = dialect = DIALECTS[settings.type]
+        self.display_name, self.default_base_url = dialect.display_name, dialect.base_url
+        super().__init__(id, settings)
         assert isinstance(self.options, Options), "of this class"
         self._own: Options = self.options
-        self.display_name = settings.display_name or dialect.display_name
         self.supported = (dialect.supported | set(self._own.supports)) - set(self._own.refuses)
         self.capabilities = models_pb2.Capabilities(
             prompt="prompt" in self.supported,
@@ -467,20 +461,34 @@ class _Delta(_Struct, frozen=True):
     tool_calls: list[_ToolCall] | None = None
 
 
+_Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
+
+
 class _Candidate(_Struct, frozen=True):
     token: str
     logprob: float
-    bytes: list[int] | None = None
+    token_bytes: list[_Byte] | None = msgspec.field(default=None, name="bytes")
+
+    @property
+    def piece(self) -> bytes:
+        return self.token.encode() if self.token_bytes is None else bytes(self.token_bytes)
 
 
-class _Logprob(_Candidate, frozen=True):
-    top_logprobs: list[_Candidate] = []
+class Logprob(_Candidate, frozen=True):
+    """A token with its log probability, in the form that others have taken over."""
+
+    top_logprobs: list[_Candidate] | None = None
+
+    def message(self) -> pb.TokenLogprob:
+        """Returns it as our contract's message."""
+        tops = [pb.TopLogprob(piece=each.piece, logprob=each.logprob) for each in self.top_logprobs or ()]
+        return pb.TokenLogprob(piece=self.piece, logprob=self.logprob, top=tops)
 
 
 class _Logprobs(_Struct, frozen=True):
     """Of chats, `content`; of raw prompts, the other three."""
 
-    content: list[_Logprob] | None = None
+    content: list[Logprob] | None = None
     tokens: list[str] | None = None
     token_logprobs: list[float | None] | None = None
     top_logprobs: list[dict[str, float] | None] | None = None
@@ -689,14 +697,7 @@ class Parser(EventStreamParser):
 
 def _logprobs(logprobs: _Logprobs) -> list[pb.TokenLogprob]:
     if logprobs.content is not None:
-        return [
-            pb.TokenLogprob(
-                piece=_bytes(each),
-                logprob=each.logprob,
-                top=[pb.TopLogprob(piece=_bytes(top), logprob=top.logprob) for top in each.top_logprobs],
-            )
-            for each in logprobs.content
-        ]
+        return [each.message() for each in logprobs.content]
     tops = logprobs.top_logprobs or []
     return [
         pb.TokenLogprob(
@@ -711,13 +712,6 @@ def _logprobs(logprobs: _Logprobs) -> list[pb.TokenLogprob]:
             logprobs.tokens or [], logprobs.token_logprobs or [], tops[: len(logprobs.tokens or [])]
         )
     ]
-
-
-def _bytes(candidate: _Candidate) -> bytes:
-    try:
-        return candidate.token.encode() if candidate.bytes is None else bytes(candidate.bytes)
-    except ValueError:
-        raise broken("a token's bytes that are none") from None
 
 
 # What services call a failure, and the status that stands for it.

@@ -12,8 +12,8 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
-from typing import ClassVar
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from typing import ClassVar, TypeVar
 
 import msgspec
 import structlog
@@ -39,11 +39,19 @@ _FAILURES = (
     errors.UpstreamStalled,
     errors.UpstreamTruncated,
 )
-# Failures after which asking for anything is useless until somebody acts.
-_PROBLEMS = (*_FAILURES, errors.UpstreamAuth, errors.UpstreamRedirect)
+# Answers after which asking for anything is useless until somebody acts.
+_PROBLEMS = (errors.UpstreamAuth, errors.UpstreamRedirect)
 DEFAULT_RETRY_SECONDS = 1.0
 CHECK_SECONDS = 10.0
 GRACE_SECONDS = 2.0
+
+
+_Question = TypeVar(
+    "_Question", pb.EmbedRequest, pb.CompleteRequest, pb.TokenizeRequest, pb.DetokenizeRequest
+)
+_Reply = TypeVar(
+    "_Reply", pb.EmbedResponse, pb.CountTokensResponse, pb.TokenizeResponse, pb.DetokenizeResponse
+)
 
 
 class NoOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -67,7 +75,7 @@ class Provider(abc.ABC):
     def __init__(self, id: str, settings: BackendSettings) -> None:
         self.id = id
         self.settings = settings
-        self.display_name = settings.display_name or type(self).display_name or id
+        self.display_name = settings.display_name or self.display_name or id
         self.options = convert_options(settings.options, self.Options, f"backends.{id}.options")
         self.instance_id = secrets.token_hex(8)
         self.models = list(settings.models)
@@ -299,59 +307,45 @@ class RemoteBackend:
     async def stream(self, request: pb.CompleteRequest, call: Call) -> AsyncGenerator[Event]:
         """See `Backend.stream`. It is read by one task."""
         self._admit(request)
-        answer = _Answer(self, request, call)
         self._num_streams += 1
         try:
             with self._told(), self.provider.attempt() as permit:
-                async with contextlib.aclosing(answer.events()) as events:
+                async with contextlib.aclosing(_Answer(self, request, call).events()) as events:
                     async for event in events:
                         permit.answering()
                         yield event
         finally:
-            answer.close()
             self._num_streams -= 1
 
     async def embed(self, request: pb.EmbedRequest, call: Call) -> pb.EmbedResponse:
         """See `Backend.embed`."""
-        with self._asked():
-            async with asyncio.timeout_at(call.time_limit):
-                response = await self.provider.embed(request, self.model, call)
-        response.model = request.model
-        return response
+        return await self._ask(self.provider.embed, request, call)
 
     async def count_tokens(self, request: pb.CompleteRequest, call: Call) -> pb.CountTokensResponse:
         """See `Backend.count_tokens`. Most providers refuse."""
-        with self._asked():
-            async with asyncio.timeout_at(call.time_limit):
-                response = await self.provider.count_tokens(request, self.model, call)
-        response.model = request.model
-        return response
+        return await self._ask(self.provider.count_tokens, request, call)
 
     async def tokenize(self, request: pb.TokenizeRequest, call: Call) -> pb.TokenizeResponse:
         """See `Backend.tokenize`. Most providers refuse."""
-        with self._asked():
-            async with asyncio.timeout_at(call.time_limit):
-                response = await self.provider.tokenize(request, self.model, call)
-        response.model = request.model
-        return response
+        return await self._ask(self.provider.tokenize, request, call)
 
     async def detokenize(self, request: pb.DetokenizeRequest, call: Call) -> pb.DetokenizeResponse:
         """See `Backend.detokenize`. Most providers refuse."""
-        with self._asked():
-            async with asyncio.timeout_at(call.time_limit):
-                response = await self.provider.detokenize(request, self.model, call)
-        response.model = request.model
-        return response
+        return await self._ask(self.provider.detokenize, request, call)
 
-    @contextlib.contextmanager
-    def _asked(self) -> Iterator[None]:
-        """One question with one answer."""
+    async def _ask(
+        self, ask: Callable[[_Question, str, Call], Awaitable[_Reply]], request: _Question, call: Call
+    ) -> _Reply:
+        """Asks a question with one answer."""
         self._wait_out()
         with self._told(), self.provider.attempt():
             try:
-                yield
+                async with asyncio.timeout_at(call.time_limit):
+                    response = await ask(request, self.model, call)
             except TimeoutError:
                 raise errors.UpstreamStalled("the provider sent nothing for too long") from None
+        response.model = request.model
+        return response
 
     def _admit(self, request: pb.CompleteRequest) -> None:
         violations = unsupported(request, self.provider.supported, self.provider.image_types)
@@ -422,62 +416,83 @@ class _Answer:
         )
         keeps_message = request.output.message and "output.message" not in provider.supported
         self._gatherer = Gatherer() if keeps_message else None
-
-    def close(self) -> None:
-        self._patience.close()
+        self._completion: pb.Completion | None = None
 
     async def events(self) -> AsyncGenerator[Event]:
-        is_told = False
-        if self._request.output.progress and "output.progress" not in self._provider.supported:
-            is_told = True
-            yield pb.StreamCompleteResponse(started=self._started)
-        completion: pb.Completion | None = None
+        """Yields the lawful stream: `started` with the first event behind it, or at once for who asks for progress."""
+        is_told = self._request.output.progress and "output.progress" not in self._provider.supported
+        if is_told:
+            yield self._start()
+        async with contextlib.aclosing(self._deltas()) as deltas:
+            async for event in deltas:
+                if not is_told:
+                    is_told = True
+                    yield self._start()
+                if event.WhichOneof("event") == "started":
+                    continue
+                if self._gatherer is not None:
+                    self._gatherer.add(as_message(event))
+                yield event
+        if not is_told:
+            yield self._start()
+        yield pb.StreamCompleteResponse(completion=self._finished())
+
+    async def _deltas(self) -> AsyncGenerator[Event]:
+        """Yields what the provider says, stop texts kept, and leaves the completion.
+
+        Of a provider that makes progress events, for who asked for them, its `started` too: the request has its place.
+        """
         answer = self._provider.answer(self._request, self._backend.model, self._call)
-        async with contextlib.aclosing(answer) as given:
-            while completion is None:
+        async with contextlib.AsyncExitStack() as held:
+            held.callback(self._patience.close)
+            given = await held.enter_async_context(contextlib.aclosing(answer))
+            while self._completion is None:
                 try:
                     event = await self._next(given)
                 except _TimeLimit:
-                    completion = pb.Completion(finish_reason=pb.FINISH_REASON_TIME_LIMIT)
+                    self._completion = pb.Completion(finish_reason=pb.FINISH_REASON_TIME_LIMIT)
                     break
                 kind = event.WhichOneof("event")
+                if kind == "completion":
+                    self._completion = as_message(event).completion
+                    break
                 if kind == "started":
                     self._keep(as_message(event).started)
-                    if self._request.output.progress and not is_told:
-                        # Who asks for progress is told at once that the request has its place.
-                        is_told = True
-                        yield pb.StreamCompleteResponse(started=self._started)
+                    if self._request.output.progress:
+                        yield event
                     continue
-                if kind == "completion":
-                    completion = as_message(event).completion
-                    break
-                self._last_at = time.monotonic()
-                if kind != "progress":
-                    self._call.tokens_emitted += 1
-                    self._first_at = self._first_at or self._last_at
-                if self._stops is not None and kind != "text" and (rest := self._stops.finish()):
+                self._note(kind)
+                if kind == "text" and self._stops is not None:
+                    text = self._stops.push(as_message(event).text.text.encode())
+                else:
                     # What might have been the beginning of a stop text is none: something else stands behind it.
-                    self._stops = self._new_stops()
-                    yield self._noted(pb.StreamCompleteResponse(text=pb.TextDelta(text=rest)))
-                if self._stops is not None and kind == "text":
-                    event = pb.StreamCompleteResponse(
-                        text=pb.TextDelta(text=self._stops.push(as_message(event).text.text.encode()))
+                    text = self._held_text()
+                if text:
+                    yield pb.StreamCompleteResponse(text=pb.TextDelta(text=text))
+                if kind != "text" or self._stops is None:
+                    yield event
+                elif self._stops.stop is not None:
+                    self._completion = pb.Completion(
+                        finish_reason=pb.FINISH_REASON_STOP_STRING, stop_string=self._stops.stop
                     )
-                    if self._stops.stop is not None:
-                        completion = pb.Completion(
-                            finish_reason=pb.FINISH_REASON_STOP_STRING, stop_string=self._stops.stop
-                        )
-                    if not event.text.text:
-                        continue
-                if not is_told:
-                    is_told = True
-                    yield pb.StreamCompleteResponse(started=self._started)
-                yield self._noted(event)
-        if not is_told:
-            yield pb.StreamCompleteResponse(started=self._started)
-        if self._stops is not None and self._stops.stop is None and (rest := self._stops.finish()):
-            yield self._noted(pb.StreamCompleteResponse(text=pb.TextDelta(text=rest)))
-        yield pb.StreamCompleteResponse(completion=self._finished(completion))
+        if text := self._held_text():
+            yield pb.StreamCompleteResponse(text=pb.TextDelta(text=text))
+
+    def _held_text(self) -> str:
+        """Returns the text that was held back as the possible beginning of a stop text, and looks for one anew."""
+        if self._stops is None or self._stops.stop is not None:
+            return ""
+        text, self._stops = self._stops.finish(), self._new_stops()
+        return text
+
+    def _note(self, kind: str | None) -> None:
+        self._last_at = time.monotonic()
+        if kind != "progress":
+            self._call.tokens_emitted += 1
+            self._first_at = self._first_at or self._last_at
+
+    def _start(self) -> pb.StreamCompleteResponse:
+        return pb.StreamCompleteResponse(started=self._started)
 
     def _new_stops(self) -> TextStream:
         return TextStream(self._request.stopping.stop, include_stop=self._request.stopping.include_stop)
@@ -500,13 +515,9 @@ class _Answer:
         self._started.sampling.CopyFrom(started.sampling)
         self._started.max_tokens = started.max_tokens
 
-    def _noted(self, event: Event) -> Event:
-        if self._gatherer is not None:
-            self._gatherer.add(as_message(event))
-        return event
-
-    def _finished(self, completion: pb.Completion) -> pb.Completion:
-        now = time.monotonic()
+    def _finished(self) -> pb.Completion:
+        completion, now = self._completion, time.monotonic()
+        assert completion is not None, "the deltas left it"
         timing = completion.timing
         timing.total.FromNanoseconds(int((now - self._begin) * 1e9))
         if self._first_at is not None:
