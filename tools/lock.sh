@@ -21,9 +21,9 @@ compile() {
         --custom-compile-command "make lock" --output-file "$out" "$@"
 }
 
-compile requirements/run.txt pyproject.toml "$@"
+compile requirements/run.txt pyproject.toml --extra web --extra otel "$@"
 compile requirements/build.txt requirements/build.in -c requirements/run.txt "$@"
-compile requirements/dev.txt pyproject.toml --extra dev -c requirements/run.txt -c requirements/build.txt "$@"
+compile requirements/dev.txt pyproject.toml --extra web --extra otel --extra dev -c requirements/run.txt -c requirements/build.txt "$@"
 compile requirements/oracle.txt requirements/oracle.in --no-deps "$@"
 compile requirements/sdks.txt requirements/sdks.in -c requirements/dev.txt "$@"
 compile requirements/train.txt pyproject.toml --extra train -c requirements/dev.txt "$@"
