@@ -11,7 +11,7 @@ from inferwire_server.rpc import Context
 
 
 class ModelServicer:
-    """Answers the RPCs of the service; bound to gRPC by `rpc.handler`."""
+    """Answers the RPCs of the service; bound to a transport by `rpc.bind`."""
 
     def __init__(self, *, registry: Registry) -> None:
         self._registry = registry

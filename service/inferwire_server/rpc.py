@@ -1,19 +1,21 @@
-"""Binds a servicer's methods to gRPC: the one boundary between messages on the wire and the server's own terms.
+"""Binds a servicer's methods to a transport: the one boundary between messages on the wire and the server's own terms.
 
-Parses requests itself, so that a malformed message is told with details; gives each call its id and deadline; turns every
-failure into a status by `status.of`, and an unexpected exception into INTERNAL with an errorId that the log has too. Writes
-one log line per call. No exception text ever leaves through here.
+Gives each call its id and deadline; turns every failure into a status by `status.of`, and an unexpected exception into
+INTERNAL with an errorId that the log has too. Writes one log line per call. No exception text ever leaves through here.
+gRPC is the transport below; requests are parsed here, so that a malformed message is told with details.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import functools
 import re
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol
 
 import grpc
 import structlog
@@ -32,18 +34,38 @@ ABORT_SECONDS = 5.0
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
+class PeerGone(Exception):
+    """A message could not be written: the call is over, and nobody is left to be told."""
+
+
+class Transport(Protocol):
+    """One call as what carries it sees it. It runs in a task of its own, which is cancelled when the caller is gone."""
+
+    @property
+    def metadata(self) -> Mapping[str, str | bytes]:
+        """What the caller sent beside the request; keys in lower case."""
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds until the caller's deadline; None without one."""
+
+    async def write(self, message: Encodable) -> None:
+        """Returns when the caller has room for more. Raises PeerGone."""
+
+    async def abort(self, told: status.Status) -> None:
+        """Ends the call with a failure. Raises PeerGone when it is over already, or an exception of the transport."""
+
+
 class Context:
     """What a servicer may know of a call."""
 
-    def __init__(self, context: grpc.aio.ServicerContext[Any, Any], method: str) -> None:
+    def __init__(self, transport: Transport, method: str) -> None:
         self.method = method
         self.begin = time.monotonic()
-        # The types say float, but a call without a deadline has None.
-        remaining: float | None = context.time_remaining()
+        remaining = transport.seconds_left
         self.deadline = None if remaining is None else self.begin + remaining
-        metadata = dict(context.invocation_metadata() or ())
-        self.request_id = _request_id(metadata)
-        self.hops = _hops(metadata)
+        self.request_id = _request_id(transport.metadata)
+        self.hops = _hops(transport.metadata)
         # The scopes of a key will set another one; without keys every caller is the same.
         self.principal = "anonymous"
         self.call: Call | None = None
@@ -109,62 +131,117 @@ class Gate:
             self.changes.bump()
 
 
-def handler(service: ServiceDescriptor, servicer: object, gate: Gate) -> grpc.GenericRpcHandler:
-    """Returns the handler of a service: each method of its descriptor, bound to the servicer's method of that name."""
-    methods = {}
-    for method in service.methods:
-        bind = _stream if method.server_streaming else _unary
-        methods[method.name] = bind(method, getattr(servicer, method.name), gate)
-    return grpc.method_handlers_generic_handler(service.full_name, methods)
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A method of a service, bound to the servicer's function of that name."""
 
+    descriptor: MethodDescriptor
+    function: Callable[[Any, Context], Any]
+    gate: Gate
 
-def _unary(
-    method: MethodDescriptor, function: Callable[[Any, Context], Awaitable[Message]], gate: Gate
-) -> grpc.RpcMethodHandler[Any, Any]:
-    async def call(data: bytes, grpc_context: grpc.aio.ServicerContext[bytes, Message]) -> Message:
-        context = Context(grpc_context, method.name)
-        async with _boundary(context, grpc_context):
-            with gate.entered(context):
-                return await function(_parse(method, data), context)
-        # The call is over: its deadline passed just when it was to be refused. The library sends nothing more.
+    @property
+    def name(self) -> str:
+        """Its name within the service."""
+        return self.descriptor.name
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether it answers with `stream`, else with `answer`."""
+        return self.descriptor.server_streaming
+
+    def parse(self, data: bytes) -> Message:
+        """Returns the request. Raises errors.MalformedMessage."""
+        request = GetMessageClass(self.descriptor.input_type)()
+        try:
+            request.ParseFromString(data)
+        except DecodeError:
+            raise errors.MalformedMessage(
+                "the bytes are not the request's message, or a string in it is not UTF-8",
+                metadata={"message": self.descriptor.input_type.full_name},
+            ) from None
+        return request
+
+    async def answer(self, transport: Transport, read: Callable[[], Message]) -> Message:
+        """Returns the response to what `read` returns, or ends the call by `transport.abort`."""
+        context = Context(transport, self.name)
+        async with _boundary(context, transport):
+            with self.gate.entered(context):
+                response: Message = await self.function(read(), context)
+                return response
+        # The call is over: its deadline passed just when it was to be refused. The transport sends nothing more.
         raise asyncio.CancelledError
 
-    return grpc.unary_unary_rpc_method_handler(call, response_serializer=_serialize)
-
-
-def _stream(
-    method: MethodDescriptor, function: Callable[[Any, Context], AsyncGenerator[Encodable]], gate: Gate
-) -> grpc.RpcMethodHandler[Any, Any]:
-    async def call(data: bytes, grpc_context: grpc.aio.ServicerContext[bytes, Encodable]) -> None:
-        context = Context(grpc_context, method.name)
-        async with _boundary(context, grpc_context) as written:
-            with gate.entered(context):
+    async def stream(self, transport: Transport, read: Callable[[], Message]) -> None:
+        """Writes the responses to what `read` returns, or ends the call by `transport.abort`."""
+        context = Context(transport, self.name)
+        async with _boundary(context, transport) as written:
+            with self.gate.entered(context):
                 # Closed here and now, not when the garbage collector comes by: closing is what cancels the work.
-                async with contextlib.aclosing(function(_parse(method, data), context)) as responses:
+                async with contextlib.aclosing(self.function(read(), context)) as responses:
                     async for response in responses:
                         written.started = True
                         context.writing_since = time.monotonic()
-                        try:
-                            await grpc_context.write(response)
-                        except grpc.aio.InternalError as error:
-                            raise _PeerGone from error
+                        await transport.write(response)
                         context.writing_since = None
 
-    return grpc.unary_stream_rpc_method_handler(call, response_serializer=_serialize)
+
+def bind(service: ServiceDescriptor, servicer: object, gate: Gate) -> list[Method]:
+    """Returns the methods of a service, each bound to the servicer's function of its name."""
+    return [Method(method, getattr(servicer, method.name), gate) for method in service.methods]
+
+
+def handler(service: ServiceDescriptor, methods: Iterable[Method]) -> grpc.GenericRpcHandler:
+    """Returns the methods of a service as gRPC wants them."""
+    return grpc.method_handlers_generic_handler(
+        service.full_name, {method.name: _grpc_handler(method) for method in methods}
+    )
+
+
+def _grpc_handler(method: Method) -> grpc.RpcMethodHandler[Any, Any]:
+    if method.is_stream:
+
+        async def stream(data: bytes, context: grpc.aio.ServicerContext[bytes, Encodable]) -> None:
+            await method.stream(_GrpcTransport(context), functools.partial(method.parse, data))
+
+        return grpc.unary_stream_rpc_method_handler(stream, response_serializer=_serialize)
+
+    async def answer(data: bytes, context: grpc.aio.ServicerContext[bytes, Encodable]) -> Message:
+        return await method.answer(_GrpcTransport(context), functools.partial(method.parse, data))
+
+    return grpc.unary_unary_rpc_method_handler(answer, response_serializer=_serialize)
+
+
+class _GrpcTransport:
+    """A call of grpc.aio."""
+
+    def __init__(self, context: grpc.aio.ServicerContext[bytes, Encodable]) -> None:
+        self._context = context
+        self.metadata: Mapping[str, str | bytes] = dict(context.invocation_metadata() or ())
+
+    @property
+    def seconds_left(self) -> float | None:
+        # The types say float, but a call without a deadline has None.
+        return self._context.time_remaining()
+
+    async def write(self, message: Encodable) -> None:
+        try:
+            await self._context.write(message)
+        except grpc.aio.InternalError as error:
+            raise PeerGone from error
+
+    async def abort(self, told: status.Status) -> None:
+        try:
+            await self._context.abort(told.code, told.message, told.trailing_metadata)
+        except grpc.aio.InternalError as error:
+            raise PeerGone from error
 
 
 class _Written:
     started = False
 
 
-class _PeerGone(Exception):
-    """A message could not be written: the call is over, and nobody is left to be told."""
-
-
 @contextlib.asynccontextmanager
-async def _boundary(
-    context: Context, grpc_context: grpc.aio.ServicerContext[Any, Any]
-) -> AsyncIterator[_Written]:
+async def _boundary(context: Context, transport: Transport) -> AsyncIterator[_Written]:
     """Ends the call with the right status for whatever happens inside."""
     written = _Written()
     code = grpc.StatusCode.OK
@@ -182,7 +259,7 @@ async def _boundary(
             # The server ended the call. Left alone, such a call would never get a status.
             context.task.uncancel()
             failure = context.end
-        except _PeerGone:
+        except PeerGone:
             code, reason = _cancelled(context)
             return
         except Exception:
@@ -204,9 +281,9 @@ async def _boundary(
         code, reason = told.code, failure.reason
         # Behind messages that a caller does not read, the status may wait for ever; all that the call held is free.
         # And where its deadline has passed just now, nobody is left to be told.
-        with contextlib.suppress(grpc.aio.InternalError):
+        with contextlib.suppress(PeerGone):
             async with asyncio.timeout(ABORT_SECONDS):
-                await grpc_context.abort(told.code, told.message, told.trailing_metadata)
+                await transport.abort(told)
     finally:
         log.info(
             "rpc",
@@ -223,18 +300,6 @@ def _cancelled(context: Context) -> tuple[grpc.StatusCode, str]:
     if context.deadline is not None and time.monotonic() >= context.deadline:
         return grpc.StatusCode.DEADLINE_EXCEEDED, errors.DeadlineExceeded.reason
     return grpc.StatusCode.CANCELLED, errors.Cancelled.reason
-
-
-def _parse(method: MethodDescriptor, data: bytes) -> Message:
-    request = GetMessageClass(method.input_type)()
-    try:
-        request.ParseFromString(data)
-    except DecodeError:
-        raise errors.MalformedMessage(
-            "the bytes are not the request's message, or a string in it is not UTF-8",
-            metadata={"message": method.input_type.full_name},
-        ) from None
-    return request
 
 
 def _serialize(response: Encodable) -> bytes:

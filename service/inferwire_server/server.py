@@ -108,7 +108,8 @@ class Server:
             ),
             strict=True,
         ):
-            self._server.add_generic_rpc_handlers((rpc.handler(service, servicer, self.gate),))
+            methods = rpc.bind(service, servicer, self.gate)
+            self._server.add_generic_rpc_handlers((rpc.handler(service, methods),))
         health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, self._server)
         if settings.has_reflection:
             names = [service.full_name for service in SERVICES]

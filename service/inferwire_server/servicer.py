@@ -23,7 +23,7 @@ WATCH_INTERVAL_SECONDS = 0.05
 
 
 class InferenceServicer:
-    """Answers the RPCs of the service; bound to gRPC by `rpc.handler`."""
+    """Answers the RPCs of the service; bound to a transport by `rpc.bind`."""
 
     def __init__(
         self,
