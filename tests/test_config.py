@@ -42,7 +42,7 @@ class TestRank:
         settings = load()
         assert config.Settings() == settings
         assert ("127.0.0.1", 50051, True, True) == (
-            settings.host, settings.port, settings.is_loopback, settings.has_reflection,
+            settings.main.host, settings.main.port, settings.main.is_local, settings.has_reflection,
         )  # fmt: skip
 
     @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ class TestValues:
 
 class TestAddress:
     @pytest.mark.parametrize(
-        ("address", "host", "port", "is_loopback"),
+        ("address", "host", "port", "is_local"),
         [
             ("127.0.0.1:0", "127.0.0.1", 0, True),
             ("127.9.9.9:65535", "127.9.9.9", 65535, True),
@@ -227,14 +227,16 @@ class TestAddress:
             ("localhost.example.com:1", "localhost.example.com", 1, False),
         ],
     )
-    def test_parts(self, address: str, host: str, port: int, is_loopback: bool) -> None:
+    def test_parts(self, address: str, host: str, port: int, is_local: bool) -> None:
         """Host and port, and whether other machines can reach it: a name only looks like loopback."""
         settings = load(address=address, insecure=True)
-        assert (host, port, is_loopback) == (settings.host, settings.port, settings.is_loopback)
-        assert is_loopback == settings.has_reflection
-        if not is_loopback:
-            with pytest.raises(config.ConfigError, match="can be reached from other machines"):
-                load(address=address)
+        assert (host, port, is_local) == (settings.main.host, settings.main.port, settings.main.is_local)
+        assert is_local == settings.has_reflection
+        if not is_local:
+            for key in ("address", "admin_address"):
+                with pytest.raises(config.ConfigError, match=f"^{key} .* can be reached from other machines"):
+                    load(**{key: address})
+            assert not load(address=address, tls_certificate="a.pem", tls_key="a.key").has_reflection
 
     @pytest.mark.parametrize(
         "address", ["", "localhost", ":1", "localhost:", "localhost:x", "localhost:65536", "h:-1"]

@@ -66,9 +66,7 @@ def server(*names: str) -> list[str]:
             ["grpc", "grpc_health", "grpc_reflection"],
             [
                 "inferwire",
-                *server(
-                    "server", "servicer", "models_servicer", "rpc", "status", "health", "channel_arguments"
-                ),
+                *server("ports", "rpc", "status", "health", "tls", "channel_arguments"),
                 *server("backends.inferwire", "cli"),
             ],
         ),

@@ -39,6 +39,9 @@ Positive = Annotated[float, msgspec.Meta(gt=0, le=_MAX_SECONDS)]
 NotNegative = Annotated[float, msgspec.Meta(ge=0, le=_MAX_SECONDS)]
 
 
+# What fits into a socket's address, with room to spare on every system.
+_MAX_SOCKET_PATH_BYTES = 101
+
 _Options = TypeVar("_Options", bound=msgspec.Struct)
 
 
@@ -57,6 +60,7 @@ class EngineSettings(_Frozen, frozen=True):
     max_prefill_step_seconds: Positive = 1.0
     max_gather_tokens: Annotated[int, msgspec.Meta(ge=0)] = 4096
     queue_capacity: Annotated[int, msgspec.Meta(ge=0)] = 64
+    queue_prompt_tokens: Annotated[int, msgspec.Meta(ge=0)] = 1 << 17
     max_prompt_bytes: Annotated[int, msgspec.Meta(ge=1)] = 4 << 20
     stall_seconds: Positive = 30.0
     load_stall_seconds: Positive = 60.0
@@ -178,11 +182,54 @@ class RouteSettings(_Frozen, frozen=True):
         return tuple(Candidate(each) if isinstance(each, str) else each for each in self.candidates)
 
 
+class Address(msgspec.Struct, frozen=True):
+    """Where a port listens: HOST:PORT, or unix:PATH."""
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    @classmethod
+    def parse(cls, key: str, text: str) -> Address:
+        """Returns the address that a setting names. Raises ConfigError."""
+        if text.startswith("unix:"):
+            path = text.removeprefix("unix:")
+            if path.startswith("/") and len(path.encode()) < _MAX_SOCKET_PATH_BYTES:
+                return cls(path=path)
+            raise ConfigError(f"{key} {text!r} is not unix:PATH with a full path of at most 100 bytes")
+        host, _, port = text.rpartition(":")
+        if not host or not port.isdecimal() or int(port) > 65535:
+            raise ConfigError(f"{key} {text!r} is not HOST:PORT")
+        return cls(host=host.strip("[]"), port=int(port))
+
+    def __str__(self) -> str:
+        if self.path:
+            return f"unix:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach it."""
+        try:
+            return bool(self.path) or ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+
 class Settings(_Frozen, frozen=True):
-    """Everything the server is told."""
+    """Everything the server is told. Files of certificates are PEM; an address that is empty is not listened on."""
 
     address: str = "127.0.0.1:50051"
+    admin_address: str = ""
+    probe_address: str = ""
     insecure: bool = False
+    tls_certificate: str = ""
+    tls_key: str = ""
+    tls_client_ca: str = ""
+    keys_file: str = ""
+    max_concurrent: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    requests_per_minute: Positive | None = None
+    tokens_per_minute: Positive | None = None
     reflection: bool | None = None
     models: dict[str, ModelSettings] = {}
     model_roots: list[str] = []
@@ -204,27 +251,24 @@ class Settings(_Frozen, frozen=True):
         return not (self.models or self.scripted or self.backends)
 
     @property
-    def host(self) -> str:
-        """The host part of the address."""
-        return self.address.rpartition(":")[0].strip("[]")
+    def main(self) -> Address:
+        """Where the main port listens."""
+        return Address.parse("address", self.address)
 
     @property
-    def port(self) -> int:
-        """The port part of the address."""
-        return int(self.address.rpartition(":")[2])
+    def admin(self) -> Address | None:
+        """Where ModelService listens when it has a port of its own."""
+        return Address.parse("admin_address", self.admin_address) if self.admin_address else None
 
     @property
-    def is_loopback(self) -> bool:
-        """Whether only this machine can reach the address."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+    def probe(self) -> Address | None:
+        """Where health is told in the clear, beside a main port that has TLS."""
+        return Address.parse("probe_address", self.probe_address) if self.probe_address else None
 
     @property
     def has_reflection(self) -> bool:
         """Whether reflection is served: as set, else on loopback only."""
-        return self.is_loopback if self.reflection is None else self.reflection
+        return self.main.is_local if self.reflection is None else self.reflection
 
 
 def load(
@@ -240,7 +284,7 @@ def load(
     values = _read_file(file)
     _merge(values, _read_environment(environment))
     _merge(values, {key: value for key, value in (flags or {}).items() if value is not None})
-    _check_keys(values, Settings, "")
+    check_keys(values, Settings, "")
     try:
         settings = msgspec.convert(values, Settings, strict=False)
     except msgspec.ValidationError as error:
@@ -293,7 +337,7 @@ def _merge(values: dict[str, Any], over: Mapping[str, Any]) -> None:
             values[key] = dict(value) if isinstance(value, Mapping) else value
 
 
-def _check_keys(values: Any, struct: type[msgspec.Struct], where: str) -> None:
+def check_keys(values: Any, struct: type[msgspec.Struct], where: str) -> None:
     """Raises ConfigError for a key that no setting has, with the nearest one that is."""
     if not isinstance(values, dict):
         return
@@ -302,10 +346,10 @@ def _check_keys(values: Any, struct: type[msgspec.Struct], where: str) -> None:
         if key not in struct.__struct_fields__:
             raise ConfigError(_unknown(path, [where + field for field in struct.__struct_fields__]))
         if struct is Settings and key == "engine":
-            _check_keys(value, EngineSettings, "engine.")
+            check_keys(value, EngineSettings, "engine.")
         if struct is Settings and key in _NAMED_TABLES and isinstance(value, dict):
             for name, table in value.items():
-                _check_keys(table, _NAMED_TABLES[key], f"{key}.{name}.")
+                check_keys(table, _NAMED_TABLES[key], f"{key}.{name}.")
 
 
 _NAMED_TABLES: dict[str, type[msgspec.Struct]] = {
@@ -317,7 +361,7 @@ _NAMED_TABLES: dict[str, type[msgspec.Struct]] = {
 
 def convert_options(options: Mapping[str, Any], struct: type[_Options], where: str) -> _Options:
     """Returns a backend's own options. ConfigError names the key that does not fit, with the nearest one that does."""
-    _check_keys(dict(options), struct, f"{where}.")
+    check_keys(dict(options), struct, f"{where}.")
     try:
         return msgspec.convert(options, struct)
     except msgspec.ValidationError as error:
@@ -339,14 +383,7 @@ def _unknown(key: str, known: list[str]) -> str:
 
 
 def _check(settings: Settings) -> None:
-    host, _, port = settings.address.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise ConfigError(f"address {settings.address!r} is not HOST:PORT")
-    if not (settings.is_loopback or settings.insecure):
-        raise ConfigError(
-            f"address {settings.address!r} can be reached from other machines, and the traffic would be in the clear; "
-            "say insecure (--insecure) if that is meant, or bind to 127.0.0.1"
-        )
+    _check_ports(settings)
     for name, model in settings.models.items():
         if not re.fullmatch(r"[A-Za-z0-9_.:/-]{1,128}", name):
             raise ConfigError(
@@ -360,6 +397,29 @@ def _check(settings: Settings) -> None:
     for root in settings.model_roots:
         if not pathlib.Path(root).is_dir():
             raise ConfigError(f"model_roots: {root} is not a directory")
+
+
+def _check_ports(settings: Settings) -> None:
+    """Checks that nothing is in the clear, or open to others, by accident."""
+    if bool(settings.tls_certificate) != bool(settings.tls_key):
+        raise ConfigError("tls_certificate and tls_key go together: set both or none")
+    if settings.tls_client_ca and not settings.tls_certificate:
+        raise ConfigError(
+            "tls_client_ca asks callers for certificates, which needs tls_certificate and tls_key too"
+        )
+    for key, address in (("address", settings.main), ("admin_address", settings.admin)):
+        if address is None or address.is_local or settings.insecure or settings.tls_certificate:
+            continue
+        raise ConfigError(
+            f"{key} {str(address)!r} can be reached from other machines, and the traffic would be in the clear; "
+            "set tls_certificate and tls_key, say insecure (--insecure) if that is meant, or bind to 127.0.0.1"
+        )
+    # Probes are told nothing but names and SERVING or not: they may be in the clear.
+    addresses = [
+        each for each in (settings.main, settings.admin, settings.probe) if each and (each.port or each.path)
+    ]
+    if len(set(addresses)) < len(addresses):
+        raise ConfigError("address, admin_address and probe_address must differ")
 
 
 def _check_names(settings: Settings) -> None:

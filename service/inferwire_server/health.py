@@ -15,6 +15,8 @@ from grpc_health.v1 import health, health_pb2
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 
 from inferwire.v1 import models_pb2
+from inferwire_server import errors
+from inferwire_server.access import Principal
 from inferwire_server.registry import Registry
 
 LIVENESS = "liveness"
@@ -26,6 +28,21 @@ MAX_LISTED = 100
 SERVING = HealthCheckResponse.SERVING
 NOT_SERVING = HealthCheckResponse.NOT_SERVING
 SERVICE_UNKNOWN = HealthCheckResponse.SERVICE_UNKNOWN
+
+
+def check_asked(principal: Principal, request: object) -> None:
+    """Checks that a caller may ask for what a request of the health service names.
+
+    Readiness and liveness are for everybody, because a kubelet and a balancing client have no key. The name of a model is
+    for who may use it, and all names for who may use all. Raises errors.TokenMissing or ScopeRequired.
+    """
+    name = getattr(request, "service", None)
+    if name == LIVENESS or name in READINESS:
+        return
+    if not principal.scopes:
+        raise errors.TokenMissing("send a key: metadata authorization, 'Bearer <key>'")
+    if not principal.may_use("*" if name is None else name.removeprefix(MODEL_PREFIX)):
+        raise errors.ScopeRequired("the key does not allow this name", metadata={"scope": "health"})
 
 
 class Health:

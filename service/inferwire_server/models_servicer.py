@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 
 from inferwire.v1 import models_pb2 as pb
-from inferwire_server import validation
+from inferwire_server import errors, validation
 from inferwire_server.registry import DEFAULT_DRAIN_SECONDS, Registry
 from inferwire_server.rpc import Context
 
@@ -19,7 +19,7 @@ class ModelServicer:
     async def Load(self, request: pb.LoadRequest, context: Context) -> pb.LoadResponse:
         """Waits for the load's end."""
         validation.load_request(request)
-        context.note(model=request.model)
+        _check_model(request.model, context)
         return await self._registry.load(request)
 
     async def StreamLoad(
@@ -27,7 +27,7 @@ class ModelServicer:
     ) -> AsyncGenerator[pb.StreamLoadResponse]:
         """Tells the load's progress, then its end."""
         validation.load_request(request)
-        context.note(model=request.model)
+        _check_model(request.model, context)
         entry, already_loaded = self._registry.begin_load(request)
         task, told, revision = entry.load_task, None, 0
         while task is not None and not task.done():
@@ -42,7 +42,14 @@ class ModelServicer:
     async def Unload(self, request: pb.UnloadRequest, context: Context) -> pb.UnloadResponse:
         """Waits for the unload's end."""
         validation.unload_request(request)
-        context.note(model=request.model)
+        _check_model(request.model, context)
         has_timeout = request.HasField("drain_timeout")
         seconds = request.drain_timeout.ToNanoseconds() / 1e9 if has_timeout else DEFAULT_DRAIN_SECONDS
         return await self._registry.unload(request.model, seconds)
+
+
+def _check_model(name: str, context: Context) -> None:
+    """Notes the model, and raises errors.ScopeRequired when it is not the caller's to load or unload."""
+    context.note(model=name)
+    if not context.principal.may_use(name):
+        raise errors.ScopeRequired("the key does not allow this model", metadata={"scope": "admin"})

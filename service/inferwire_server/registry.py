@@ -119,6 +119,12 @@ class Entry:
         return models_pb2.MODEL_STATE_FAILED if is_gone else self.state
 
 
+def no_such_model(name: str) -> errors.ModelNotFound:
+    """Returns the failure of a name that no model has, as far as the caller may know."""
+    shown = name if re.fullmatch(r"[A-Za-z0-9_.:/-]{1,128}", name) else ""
+    return errors.ModelNotFound("no such model; ListModels names those there are", metadata={"model": shown})
+
+
 class Registry:
     """All models of the server."""
 
@@ -622,10 +628,7 @@ class Registry:
     def _entry(self, name: str) -> Entry:
         entry = self._entries.get(name or self.default_model) or self._unlisted(name)
         if entry is None:
-            shown = name if re.fullmatch(r"[A-Za-z0-9_.:/-]{1,128}", name) else ""
-            raise errors.ModelNotFound(
-                "no such model; ListModels names those there are", metadata={"model": shown}
-            )
+            raise no_such_model(name)
         return entry
 
     def _unlisted(self, name: str) -> Entry | None:

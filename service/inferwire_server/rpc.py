@@ -14,7 +14,7 @@ import functools
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import grpc
@@ -24,11 +24,14 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from inferwire_server import errors, status
+from inferwire_server.access import NOBODY, Access
 from inferwire_server.backends.base import HOPS_KEY, Call, Encodable
 from inferwire_server.changes import Changes
 
 log = structlog.get_logger()
 
+# Of our services; all others are the libraries'.
+PACKAGE = "inferwire.v1."
 REQUEST_ID_KEY = "x-request-id"
 ABORT_SECONDS = 5.0
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
@@ -49,6 +52,10 @@ class Transport(Protocol):
     def seconds_left(self) -> float | None:
         """Seconds until the caller's deadline; None without one."""
 
+    @property
+    def certificate(self) -> Sequence[str]:
+        """The names in the caller's certificate, which was verified: alternative names, then the common name."""
+
     async def write(self, message: Encodable) -> None:
         """Returns when the caller has room for more. Raises PeerGone."""
 
@@ -66,9 +73,9 @@ class Context:
         self.deadline = None if remaining is None else self.begin + remaining
         self.request_id = _request_id(transport.metadata)
         self.hops = _hops(transport.metadata)
-        # The scopes of a key will set another one; without keys every caller is the same.
-        self.principal = "anonymous"
+        self.principal = NOBODY
         self.call: Call | None = None
+        self.tokens_used = 0
         self.end: errors.ServingError | None = None
         self.task = asyncio.current_task()
         self.writing_since: float | None = None
@@ -88,7 +95,8 @@ class Context:
 class Gate:
     """Which calls are let in, and which run. One per server."""
 
-    def __init__(self) -> None:
+    def __init__(self, access: Access) -> None:
+        self.access = access
         self.draining = False
         self.changes = Changes()
         self._running: set[Context] = set()
@@ -116,8 +124,12 @@ class Gate:
                     context.end_with(errors.ClientTooSlow("the caller did not read for the server's limit"))
 
     @contextlib.contextmanager
-    def entered(self, context: Context) -> Iterator[None]:
-        """Keeps a call for as long as it runs. Raises errors.Draining when no call is let in."""
+    def entered(self, context: Context, transport: Transport, method: str) -> Iterator[None]:
+        """Keeps a call for as long as it runs. `method` is "package.Service/Method".
+
+        Raises what `Access.admit` does, and errors.Draining when no call is let in.
+        """
+        context.principal = self.access.admit(method, transport.metadata, transport.certificate)
         if self.draining:
             raise errors.Draining(
                 "the server is going away; retry on another replica",
@@ -145,6 +157,11 @@ class Method:
         return self.descriptor.name
 
     @property
+    def full_name(self) -> str:
+        """Its name as Access knows it: "package.Service/Method"."""
+        return f"{self.descriptor.containing_service.full_name}/{self.descriptor.name}"
+
+    @property
     def is_stream(self) -> bool:
         """Whether it answers with `stream`, else with `answer`."""
         return self.descriptor.server_streaming
@@ -165,7 +182,7 @@ class Method:
         """Returns the response to what `read` returns, or ends the call by `transport.abort`."""
         context = Context(transport, self.name)
         async with _boundary(context, transport):
-            with self.gate.entered(context):
+            with self.gate.entered(context, transport, self.full_name):
                 response: Message = await self.function(read(), context)
                 return response
         # The call is over: its deadline passed just when it was to be refused. The transport sends nothing more.
@@ -175,7 +192,7 @@ class Method:
         """Writes the responses to what `read` returns, or ends the call by `transport.abort`."""
         context = Context(transport, self.name)
         async with _boundary(context, transport) as written:
-            with self.gate.entered(context):
+            with self.gate.entered(context, transport, self.full_name):
                 # Closed here and now, not when the garbage collector comes by: closing is what cancels the work.
                 async with contextlib.aclosing(self.function(read(), context)) as responses:
                     async for response in responses:
@@ -190,10 +207,10 @@ def bind(service: ServiceDescriptor, servicer: object, gate: Gate) -> list[Metho
     return [Method(method, getattr(servicer, method.name), gate) for method in service.methods]
 
 
-def handler(service: ServiceDescriptor, methods: Iterable[Method]) -> grpc.GenericRpcHandler:
+def handler(service_name: str, methods: Iterable[Method]) -> grpc.GenericRpcHandler:
     """Returns the methods of a service as gRPC wants them."""
     return grpc.method_handlers_generic_handler(
-        service.full_name, {method.name: _grpc_handler(method) for method in methods}
+        service_name, {method.name: _grpc_handler(method) for method in methods}
     )
 
 
@@ -219,6 +236,10 @@ class _GrpcTransport:
         self.metadata: Mapping[str, str | bytes] = dict(context.invocation_metadata() or ())
 
     @property
+    def certificate(self) -> Sequence[str]:
+        return certificate_names(self._context)
+
+    @property
     def seconds_left(self) -> float | None:
         # The types say float, but a call without a deadline has None.
         return self._context.time_remaining()
@@ -234,6 +255,13 @@ class _GrpcTransport:
             await self._context.abort(told.code, told.message, told.trailing_metadata)
         except grpc.aio.InternalError as error:
             raise PeerGone from error
+
+
+def certificate_names(context: grpc.aio.ServicerContext[Any, Any]) -> list[str]:
+    """Returns the names in the certificate that the caller showed and the library verified; none without one."""
+    told = context.auth_context()
+    values = [*told.get("x509_subject_alternative_name", ()), *told.get("x509_common_name", ())]
+    return [value.decode("utf-8", "replace") for value in values]
 
 
 class _Written:
@@ -291,6 +319,7 @@ async def _boundary(context: Context, transport: Transport) -> AsyncIterator[_Wr
             id=context.request_id,
             code=code.name,
             reason=reason,
+            principal=context.principal.name,
             seconds=round(time.monotonic() - context.begin, 4),
             **context.fields,
         )

@@ -16,28 +16,26 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Self
 
-import grpc
 import structlog
-from grpc_health.v1 import health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from inferwire.v1 import inference_pb2, models_pb2
-from inferwire_server import __version__, channel_arguments, errors, health, rpc
+from inferwire_server import __version__, errors, health, rpc
+from inferwire_server.access import Access
 from inferwire_server.backends import providers
 from inferwire_server.backends.scripted import ScriptedBackend
-from inferwire_server.config import DEMO_MODEL, Settings
+from inferwire_server.config import DEMO_MODEL, Address, Settings
 from inferwire_server.models import demo_model_path
 from inferwire_server.models_servicer import ModelServicer
+from inferwire_server.ports import AddressInUse, Port
 from inferwire_server.registry import Registry
 from inferwire_server.router import RouteBackend
 from inferwire_server.servicer import InferenceServicer
+from inferwire_server.tls import Certificates
 
 log = structlog.get_logger()
 
-SERVICES = (
-    inference_pb2.DESCRIPTOR.services_by_name["InferenceService"],
-    models_pb2.DESCRIPTOR.services_by_name["ModelService"],
-)
+INFERENCE_SERVICE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
+MODEL_SERVICE = models_pb2.DESCRIPTOR.services_by_name["ModelService"]
 # So small a model is as fast on one thread, and never waits for a second core that is busy.
 DEMO_CONFIG = models_pb2.LoadConfig(context_length=1024, parallel_sequences=16, threads=1)
 # After the drain's own limit: engine processes end, statuses are flushed.
@@ -45,19 +43,19 @@ STOP_GRACE_SECONDS = 2.0
 FORCED_EXIT_CODE = 70
 WATCHDOG_SECONDS = 5.0
 SAME_SIGNAL_SECONDS = 0.5
-
-
-class AddressInUse(Exception):
-    """The address cannot be bound."""
+# How soon new certificates and keys are in force.
+REFRESH_SECONDS = 1.0
 
 
 class Server:
     """One server. `start`, then `stop`; or `run` for a whole life with signals. Make it inside its event loop."""
 
     def __init__(self, settings: Settings) -> None:
-        """Raises config.ConfigError for a backend that cannot be."""
+        """Raises config.ConfigError for certificates, keys or a backend that cannot be."""
         self.settings = settings
-        self.gate = rpc.Gate()
+        self._certificates = Certificates.of(settings)
+        self._access = Access.of(settings)
+        self.gate = rpc.Gate(self._access)
         self._providers = providers.build(settings.backends)
         self.registry = Registry(
             engine=settings.engine,
@@ -66,13 +64,43 @@ class Server:
             providers=self._providers.values(),
         )
         self.health = health.Health(self.registry)
-        self._server = grpc.aio.server(options=channel_arguments.OPTIONS)
+        self._ports = self._new_ports()
         self._tasks: list[asyncio.Task[None]] = []
         self._hurry = False
-        self.port = 0
 
     def __repr__(self) -> str:
-        return f"<Server [port {self.port} | {self.gate!r} | {self.registry!r}]>"
+        return f"<Server [{', '.join(map(repr, self._ports))} | {self.gate!r} | {self.registry!r}]>"
+
+    @property
+    def address(self) -> Address:
+        """Where the main port listens, its number known once it was started."""
+        return self._ports[0].address
+
+    @property
+    def port(self) -> int:
+        """The number of the main port."""
+        return self.address.port
+
+    def _new_ports(self) -> list[Port]:
+        """Returns the ports, the main one first."""
+        settings = self.settings
+        inference = InferenceServicer(registry=self.registry, settings=settings, gate=self.gate)
+        models = ModelServicer(registry=self.registry)
+        main = Port(settings.main, self._access, self._certificates)
+        main.add(INFERENCE_SERVICE.full_name, rpc.bind(INFERENCE_SERVICE, inference, self.gate))
+        admin = Port(settings.admin, self._access, self._certificates) if settings.admin else None
+        (admin or main).add(MODEL_SERVICE.full_name, rpc.bind(MODEL_SERVICE, models, self.gate))
+        ports = [main, *([admin] if admin else [])]
+        for port in ports:
+            port.add_health(self.health)
+            if settings.has_reflection:
+                port.add_reflection()
+        if settings.probe:
+            # In the clear, for those who can ask in no other way: a kubelet.
+            probe = Port(settings.probe, self._access, None)
+            probe.add_health(self.health)
+            ports.append(probe)
+        return ports
 
     async def run(self, on_start: Callable[[Server], None] = lambda server: None) -> None:
         """Serves until a signal. `on_start` is called when the port is open. Raises AddressInUse."""
@@ -99,35 +127,23 @@ class Server:
 
     async def start(self) -> None:
         """Opens the port and begins to load the operator's models. Raises AddressInUse."""
-        settings = self.settings
-        for service, servicer in zip(
-            SERVICES,
-            (
-                InferenceServicer(registry=self.registry, settings=settings, gate=self.gate),
-                ModelServicer(registry=self.registry),
-            ),
-            strict=True,
-        ):
-            methods = rpc.bind(service, servicer, self.gate)
-            self._server.add_generic_rpc_handlers((rpc.handler(service, methods),))
-        health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, self._server)
-        if settings.has_reflection:
-            names = [service.full_name for service in SERVICES]
-            reflection.enable_server_reflection(
-                [*names, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server
-            )
         self._declare_models()
         await self.health.update()
         try:
-            self.port = self._server.add_insecure_port(settings.address)
-        except RuntimeError as error:
-            raise AddressInUse(f"cannot listen on {settings.address}: is another server there?") from error
-        await self._server.start()
+            for port in self._ports:
+                await port.start()
+        except AddressInUse:
+            for port in self._ports:
+                await port.stop(0)
+            raise
+        if self._access.is_open and not all(port.address.is_local for port in self._ports):
+            log.warning("no_keys", hint="everybody who reaches the port may call everything; see keys_file")
         self._tasks = [
             asyncio.create_task(self.health.run(), name="health"),
             asyncio.create_task(
-                self.gate.end_slow_readers(settings.write_stall_seconds), name="slow readers"
+                self.gate.end_slow_readers(self.settings.write_stall_seconds), name="slow readers"
             ),
+            asyncio.create_task(self._refresh(), name="certificates and keys"),
             *(
                 asyncio.create_task(provider.watch(), name=f"watch {provider.id}")
                 for provider in self._providers.values()
@@ -135,6 +151,14 @@ class Server:
         ]
         for name in self._to_load:
             self.registry.begin_load(models_pb2.LoadRequest(model=name))
+
+    async def _refresh(self) -> None:
+        """Follows the files of certificates and keys until it is cancelled. A few calls of stat, no thread needed."""
+        while True:
+            await asyncio.sleep(REFRESH_SECONDS)
+            self._access.refresh()
+            if self._certificates is not None:
+                self._certificates.refresh()
 
     def _declare_models(self) -> None:
         settings = self.settings
@@ -171,15 +195,16 @@ class Server:
         self.gate.draining = True
         self.registry.changes.bump()
         # Sends GOAWAY at once, so that clients go elsewhere; ends what is left at the very end.
-        stopped = asyncio.create_task(self._server.stop(drain_seconds + STOP_GRACE_SECONDS))
+        stopped = [asyncio.create_task(port.stop(drain_seconds + STOP_GRACE_SECONDS)) for port in self._ports]
         await self._until(lambda: self._hurry or not self.gate.num_calls, drain_seconds)
         if self.gate.num_calls:
             log.warning("drain_timeout", calls=self.gate.num_calls)
             self.gate.end_calls(errors.DrainTimeout("the server ended before the answer did"))
         await self.health.servicer.enter_graceful_shutdown()
         await self._until(lambda: not self.gate.num_calls, STOP_GRACE_SECONDS)
-        await self._server.stop(0)
-        await stopped
+        for port in self._ports:
+            await port.stop(0)
+        await asyncio.wait(stopped)
         await self.registry.close()
         for task in self._tasks:
             task.cancel()

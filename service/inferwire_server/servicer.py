@@ -13,10 +13,12 @@ from inferwire.gather import Gatherer
 from inferwire.v1 import inference_pb2 as pb
 from inferwire.v1 import models_pb2
 from inferwire_server import __version__, channel_arguments, errors, validation, wire
+from inferwire_server.access import Principal
 from inferwire_server.backends.base import Backend, Call, Event, as_message
 from inferwire_server.backends.provider import Provider
 from inferwire_server.config import Settings
-from inferwire_server.registry import Registry
+from inferwire_server.quota import Quotas
+from inferwire_server.registry import Registry, no_such_model
 from inferwire_server.rpc import Context, Gate
 
 WATCH_INTERVAL_SECONDS = 0.05
@@ -34,6 +36,7 @@ class InferenceServicer:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._registry = registry
+        self._quotas = Quotas(clock)
         self._settings = settings
         self._max_prompt_bytes = settings.engine.max_prompt_bytes
         self._gate = gate
@@ -71,6 +74,7 @@ class InferenceServicer:
         with self._leased(request, context) as backend:
             call = context.call = self._call(context, self._settings.max_completion_seconds)
             response = await backend.embed(request, call)
+            context.tokens_used = response.usage.prompt_tokens
             context.note(prompt_tokens=response.usage.prompt_tokens)
             return response
 
@@ -98,14 +102,15 @@ class InferenceServicer:
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         """Asks the registry."""
         return pb.ListModelsResponse(
-            models=self._registry.models(),
-            default_model=self._registry.default_model,
+            models=self._models(context.principal),
+            default_model=self._default_model(context.principal),
             revision=self._registry.changes.revision,
         )
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
         """Asks the registry."""
         validation.get_model_request(request)
+        self._check_model(request.model, context.principal)
         return pb.GetModelResponse(model=self._registry.model(request.model))
 
     async def WatchModels(
@@ -115,7 +120,7 @@ class InferenceServicer:
         changes = self._registry.changes
         while not self._gate.draining:
             revision = changes.revision
-            yield pb.WatchModelsResponse(revision=revision, models=self._registry.models())
+            yield pb.WatchModelsResponse(revision=revision, models=self._models(context.principal))
             # Every request is a change; a watcher wants the news, not each of them.
             await asyncio.sleep(WATCH_INTERVAL_SECONDS)
             await changes.after(revision)
@@ -130,7 +135,11 @@ class InferenceServicer:
             if not backend.candidates:
                 by_id.setdefault(backend.id, []).append(backend)
         return pb.ListBackendsResponse(
-            backends=[_describe(by_id[id], self._registry) for id in sorted(by_id)]
+            backends=[
+                described
+                for id in sorted(by_id)
+                if (described := _describe(by_id[id], self._registry, context.principal)) is not None
+            ]
         )
 
     async def Health(self, request: pb.HealthRequest, context: Context) -> pb.HealthResponse:
@@ -140,7 +149,7 @@ class InferenceServicer:
             started_at=self._started_at,
             ready=self._registry.is_ready and not self._gate.draining,
             draining=self._gate.draining,
-            models=[self._health(model) for model in self._registry.models()],
+            models=[self._health(model) for model in self._models(context.principal)],
         )
         response.uptime.FromNanoseconds(int((self._clock() - self._begin) * 1e9))
         response.limits.max_message_bytes = channel_arguments.MAX_MESSAGE_BYTES
@@ -154,11 +163,31 @@ class InferenceServicer:
         request: pb.CompleteRequest | pb.EmbedRequest | pb.TokenizeRequest | pb.DetokenizeRequest,
         context: Context,
     ) -> Iterator[Backend]:
-        """Holds the request's model, and writes the resolved name into the request."""
-        with self._registry.lease(request.model) as backend:
+        """Holds the request's model, and writes the resolved name into the request. Counts what the caller uses."""
+        self._check_model(request.model, context.principal)
+        with (
+            self._quotas.entered(context.principal) as account,
+            self._registry.lease(request.model) as backend,
+        ):
             request.model = request.model or self._registry.default_model
             context.note(model=request.model, backend=backend.id)
-            yield backend
+            try:
+                yield backend
+            finally:
+                # Of an answer that did not come to its end, what was sent of it.
+                account.spend(context.tokens_used or (context.call.tokens_emitted if context.call else 0))
+
+    def _check_model(self, name: str, principal: Principal) -> None:
+        """Raises errors.ModelNotFound for a model that is not the caller's, as if there were none."""
+        if not principal.may_use(name or self._registry.default_model):
+            raise no_such_model(name)
+
+    def _models(self, principal: Principal) -> list[models_pb2.Model]:
+        return [model for model in self._registry.models() if principal.may_use(model.name)]
+
+    def _default_model(self, principal: Principal) -> str:
+        name = self._registry.default_model
+        return name if principal.may_use(name) else ""
 
     def _time_limit(self, request: pb.CompleteRequest) -> float:
         limit = self._settings.max_completion_seconds
@@ -170,7 +199,7 @@ class InferenceServicer:
     def _call(context: Context, limit: float) -> Call:
         return Call(
             request_id=context.request_id,
-            principal=context.principal,
+            principal=context.principal.name,
             time_limit=context.begin + limit,
             deadline=context.deadline,
             hops=context.hops,
@@ -189,14 +218,20 @@ class InferenceServicer:
         )
 
 
-def _describe(backends: Sequence[Backend | Provider], registry: Registry) -> pb.Backend:
-    """Returns the backends of one id as one."""
+def _describe(
+    backends: Sequence[Backend | Provider], registry: Registry, principal: Principal
+) -> pb.Backend | None:
+    """Returns the backends of one id as one, with the models that are the caller's; None where none is."""
     capabilities = models_pb2.Capabilities()
     for backend in backends:
         capabilities.MergeFrom(backend.capabilities)
-    models = sorted({model for backend in backends for model in backend.available_models})
+    available = sorted({model for backend in backends for model in backend.available_models})
+    id = backends[0].id
+    models = [name for name in available if principal.may_use(name) or principal.may_use(f"{id}/{name}")]
+    if not models and not principal.may_use("*"):
+        return None
     described = pb.Backend(
-        id=backends[0].id,
+        id=id,
         display_name=backends[0].display_name,
         capabilities=capabilities,
         default_model=_default_model(backends, models, registry),
@@ -219,6 +254,7 @@ def _default_model(backends: Sequence[Backend | Provider], models: Sequence[str]
 
 
 def _note_completion(context: Context, completion: pb.Completion) -> None:
+    context.tokens_used = completion.usage.prompt_tokens + completion.usage.completion_tokens
     context.note(
         finish_reason=pb.FinishReason.Name(completion.finish_reason).removeprefix("FINISH_REASON_"),
         prompt_tokens=completion.usage.prompt_tokens,

@@ -104,9 +104,9 @@ async def world(folder: pathlib.Path) -> AsyncIterator[World]:
         )
     )
     # The server has no TLS of its own yet; its port for these cases is made here, before it starts.
-    tls = server._server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials(pair))
+    tls = server._ports[0].server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials(pair))
     both = grpc.ssl_server_credentials(pair, client_ca.read_bytes(), require_client_auth=True)
-    mutual = server._server.add_secure_port("127.0.0.1:0", both)
+    mutual = server._ports[0].server.add_secure_port("127.0.0.1:0", both)
     peer = Peer()
     await peer.start()
     await server.start()

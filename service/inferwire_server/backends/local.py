@@ -28,6 +28,7 @@ from inferwire_server.config import EngineSettings
 from inferwire_server.engine.v1 import engine_pb2
 from inferwire_server.files import ModelFile
 
+from .admission import Admission
 from .base import Call, Occupancy
 from .mailbox import Mailbox
 
@@ -88,6 +89,8 @@ class LocalBackend:
         self._progress: Progress = lambda progress: None
         self._ids = itertools.count(1)
         self._mailboxes: dict[int, Mailbox] = {}
+        # The engine says at the end of its load how many places there are.
+        self._admission = self._new_admission(0)
         self._queries: dict[int, asyncio.Future[engine_pb2.AnswerReport]] = {}
         self._embeddings: dict[int, asyncio.Future[engine_pb2.Embedded]] = {}
         self._last_report = time.monotonic()
@@ -95,6 +98,14 @@ class LocalBackend:
         self._end: errors.ServingError | None = None
         self._is_unloading = False
         self._stderr: deque[str] = deque(maxlen=NUM_LOG_LINES_KEPT)
+
+    def _new_admission(self, num_places: int) -> Admission:
+        return Admission(
+            model=self.model,
+            num_places=num_places,
+            queue_capacity=self._settings.queue_capacity,
+            queue_prompt_tokens=self._settings.queue_prompt_tokens,
+        )
 
     def __repr__(self) -> str:
         pid = self._process.pid if self._process else None
@@ -129,6 +140,7 @@ class LocalBackend:
                 )
             )
             self._info = await self._loaded
+            self._admission = self._new_admission(self._info.config.parallel_sequences)
         except BaseException as error:
             await self.unload(errors.LoadCancelled("the load was stopped"))
             if isinstance(error, errors.ModelFileInvalid | errors.InsufficientMemory | errors.LoadStalled):
@@ -206,9 +218,12 @@ class LocalBackend:
         self, request: pb.CompleteRequest, call: Call
     ) -> AsyncGenerator[pb.StreamCompleteResponse]:
         """See `Backend.stream`."""
-        self._admit()
+        self._check_alive()
         self._check_supported(request)
+        prompt_bytes = request.ByteSize()
+        self._admission.check(prompt_bytes, call.deadline_seconds)
         sequence_id = next(self._ids)
+        self._admission.enter(sequence_id, prompt_bytes, time.monotonic())
         mailbox = self._mailboxes[sequence_id] = Mailbox()
         submit = engine_pb2.SubmitCommand(
             sequence_id=sequence_id,
@@ -225,12 +240,14 @@ class LocalBackend:
                 yield event
         finally:
             del self._mailboxes[sequence_id]
+            self._admission.leave(sequence_id, time.monotonic())
             if not mailbox.ended:
                 self._send(engine_pb2.Command(cancel=engine_pb2.CancelCommand(sequence_id=sequence_id)))
 
     async def embed(self, request: pb.EmbedRequest, call: Call) -> pb.EmbedResponse:
         """See `Backend.embed`. The engine gets a few texts at a time, so that many of them let others in between."""
-        self._admit()
+        self._check_alive()
+        self._admission.check(request.ByteSize(), call.deadline_seconds)
         window = asyncio.Semaphore(min(EMBED_WINDOW, self.model_info.config.parallel_sequences))
         try:
             async with asyncio.TaskGroup() as group:
@@ -253,8 +270,7 @@ class LocalBackend:
         self, request: pb.EmbedRequest, index: int, window: asyncio.Semaphore, call: Call
     ) -> engine_pb2.Embedded:
         async with window:
-            if self._end is not None:
-                raise self._failure()
+            self._check_alive()
             sequence_id = next(self._ids)
             answer: asyncio.Future[engine_pb2.Embedded] = asyncio.get_running_loop().create_future()
             self._embeddings[sequence_id] = answer
@@ -290,16 +306,9 @@ class LocalBackend:
         """Joins tokens."""
         return (await self._ask(engine_pb2.QueryCommand(detokenize=request))).detokenize
 
-    def _admit(self) -> None:
-        """Refuses a request before any work when the process is gone or its queue is full."""
+    def _check_alive(self) -> None:
         if self._end is not None:
             raise self._failure()
-        limit = self.model_info.config.parallel_sequences + self._settings.queue_capacity
-        if len(self._mailboxes) >= limit:
-            raise errors.QueueFull(
-                "the model's queue is full; retry later, or on another replica",
-                metadata={"model": self.model, "queueCapacity": str(self._settings.queue_capacity)},
-            )
 
     def _check_supported(self, request: pb.CompleteRequest) -> None:
         """Refuses what the engine cannot honour; nothing is dropped."""
@@ -326,8 +335,7 @@ class LocalBackend:
             )
 
     async def _ask(self, query: engine_pb2.QueryCommand) -> engine_pb2.AnswerReport:
-        if self._end is not None:
-            raise self._failure()
+        self._check_alive()
         query.query_id = next(self._ids)
         answer: asyncio.Future[engine_pb2.AnswerReport] = asyncio.get_running_loop().create_future()
         self._queries[query.query_id] = answer
@@ -482,6 +490,8 @@ class LocalBackend:
         if mailbox is None:
             return  # cancelled meanwhile
         mailbox.num_tokens = entry.generated_tokens
+        if entry.generated_tokens:
+            self._admission.begin(entry.sequence_id)
         mailbox.put(entry.events)
         if entry.HasField("error"):
             mailbox.fail(wire.unpack_error(entry.error))

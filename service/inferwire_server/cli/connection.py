@@ -52,16 +52,20 @@ class Connection:
     token: str | None
     tls: bool | None
     ca: Path | None
+    certificate: Path | None
+    key: Path | None
 
     def client(self) -> Client:
         """Returns a new client; the caller closes it."""
         # What goes wrong is told once, by `describe`; the library's own log would stand beside it.
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-        if self.ca is None:
+        if bool(self.certificate) != bool(self.key):
+            raise click.UsageError("--cert and --key go together.")
+        if self.ca is None and self.certificate is None:
             return Client(self.address, token=self.token, tls=self.tls)
         import grpc
 
-        credentials = grpc.ssl_channel_credentials(self.ca.read_bytes())
+        credentials = grpc.ssl_channel_credentials(*map(_content, (self.ca, self.key, self.certificate)))
         return Client(self.address, token=self.token, tls=credentials)
 
 
@@ -70,9 +74,16 @@ def connects(command: Callable[Concatenate[Connection, P], None]) -> Callable[..
 
     @functools.wraps(command)
     def run(
-        address: str, token: str | None, tls: bool | None, ca: Path | None, *args: P.args, **kwargs: P.kwargs
+        address: str,
+        token: str | None,
+        tls: bool | None,
+        ca: Path | None,
+        cert: Path | None,
+        key: Path | None,
+        *args: P.args,
+        **kwargs: P.kwargs,
     ) -> None:
-        connection = Connection(address, token, tls, ca)
+        connection = Connection(address, token, tls, ca, cert, key)
         try:
             command(connection, *args, **kwargs)
         except InferwireError as error:
@@ -107,11 +118,25 @@ def connects(command: Callable[Concatenate[Connection, P], None]) -> Callable[..
             type=click.Path(exists=True, dir_okay=False, path_type=Path),
             help="A PEM file with the certificates to trust instead of the system's; implies --tls.",
         ),
+        click.option(
+            "--cert",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            help="A PEM file with your own certificate, where the server asks for one; implies --tls.",
+        ),
+        click.option(
+            "--key",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            help="A PEM file with the certificate's key.",
+        ),
     )
     wrapped: Callable[..., None] = run
     for option in reversed(options):
         wrapped = option(wrapped)
     return wrapped
+
+
+def _content(path: Path | None) -> bytes | None:
+    return path.read_bytes() if path else None
 
 
 def fail(error: InferwireError, connection: Connection) -> NoReturn:

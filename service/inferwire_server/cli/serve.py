@@ -56,6 +56,24 @@ def _model(
 @click.option(
     "--insecure", is_flag=True, default=None, help="Allow an address that other machines can reach."
 )
+@click.option("--tls-certificate", metavar="PEM", help="Speak TLS with this certificate.")
+@click.option("--tls-key", metavar="PEM", help="The certificate's key.")
+@click.option(
+    "--tls-client-ca", metavar="PEM", help="Ask callers for a certificate that this authority signed (mTLS)."
+)
+@click.option(
+    "--keys-file", metavar="TOML", help="Who may call what; see docs/security.md and `inferwire key`."
+)
+@click.option(
+    "--admin-address",
+    metavar="HOST:PORT",
+    help="Where to listen for Load and Unload, instead of with the rest. Also unix:PATH.",
+)
+@click.option(
+    "--probe-address",
+    metavar="HOST:PORT",
+    help="Where to tell health in the clear, for probes that know no TLS.",
+)
 @click.option(
     "--reflection/--no-reflection", default=None, help="Serve reflection.  [default: on loopback only]"
 )
@@ -81,7 +99,8 @@ def serve(config: pathlib.Path | None, model_roots: tuple[str, ...], **flags: An
     # Imported late, so that --help and a wrong flag answer at once.
     from inferwire_server import config as configuration
     from inferwire_server import logs
-    from inferwire_server.server import AddressInUse, Server
+    from inferwire_server.ports import AddressInUse
+    from inferwire_server.server import Server
 
     try:
         settings = configuration.load(config, flags={**flags, "model_roots": list(model_roots) or None})
@@ -101,8 +120,7 @@ def serve(config: pathlib.Path | None, model_roots: tuple[str, ...], **flags: An
 
 def _announce(server: Any) -> None:
     names = [model.name for model in server.registry.models()]
-    host = server.settings.host
-    address = f"[{host}]:{server.port}" if ":" in host else f"{host}:{server.port}"
+    address = str(server.address)
     click.echo(f"inferwire {__version__} listens on {address}")
     click.echo(f"Models: {', '.join(names) or 'none; load one with: inferwire load NAME PATH'}")
     click.echo(f"Talk to it from another terminal:  {_own_name()} chat{_address_flag(address)}")
