@@ -54,6 +54,15 @@ async def server(keys_file: pathlib.Path) -> Any:
     await server.stop(drain_seconds=0)
 
 
+def admit(
+    it: access.Access, method: str, sent: dict[str, str], certificate: list[str] | None = None
+) -> access.Principal:
+    """Returns who calls, if that principal may."""
+    principal = it.identify(sent, certificate or ())
+    it.check(principal, method)
+    return principal
+
+
 def metadata(key: str | None) -> tuple[tuple[str, str], ...]:
     return () if key is None else (("authorization", f"Bearer {KEYS[key]}"),)
 
@@ -154,7 +163,7 @@ async def test_every_rpc_and_every_credential(server: Server, method: str, key: 
 def test_a_method_without_a_scope_is_for_nobody(keys_file: pathlib.Path) -> None:
     """An RPC that nobody put into the table is refused even to who may do everything."""
     with pytest.raises(errors.ScopeRequired):
-        access.Access(keys_file).admit("inferwire.v1.ModelService/New", dict(metadata("all")))
+        admit(access.Access(keys_file), "inferwire.v1.ModelService/New", dict(metadata("all")))
 
 
 @pytest.mark.parametrize(
@@ -164,15 +173,13 @@ def test_a_method_without_a_scope_is_for_nobody(keys_file: pathlib.Path) -> None
 def test_what_is_no_key(keys_file: pathlib.Path, value: str) -> None:
     """Whatever stands in the header that is not one of the keys is one and the same failure."""
     with pytest.raises(errors.TokenInvalid, match=r"^the key is not valid$"):
-        access.Access(keys_file).admit("inferwire.v1.InferenceService/Health", {"authorization": value})
+        access.Access(keys_file).identify({"authorization": value})
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
 def test_the_scheme_is_in_any_case(keys_file: pathlib.Path, scheme: str) -> None:
     """As HTTP says of authentication schemes (RFC 9110, 11.1)."""
-    principal = access.Access(keys_file).admit(
-        "inferwire.v1.InferenceService/Health", {"authorization": f"{scheme} {KEYS['all']}"}
-    )
+    principal = access.Access(keys_file).identify({"authorization": f"{scheme} {KEYS['all']}"})
     assert "all" == principal.name
 
 
@@ -303,15 +310,15 @@ class TestFile:
         """A key that was taken out is refused from then on; a broken file leaves what holds."""
         method = "inferwire.v1.InferenceService/Health"
         it = access.Access(keys_file)
-        assert "infer" == it.admit(method, dict(metadata("infer"))).name
+        assert "infer" == admit(it, method, dict(metadata("infer"))).name
         keys_file.write_text("[keys")
         it.refresh()
-        assert "infer" == it.admit(method, dict(metadata("infer"))).name
+        assert "infer" == admit(it, method, dict(metadata("infer"))).name
         keys_file.write_text(table("admin", '"admin"'))
         it.refresh()
         with pytest.raises(errors.TokenInvalid):
-            it.admit(method, dict(metadata("infer")))
-        assert "admin" == it.admit(method, dict(metadata("admin"))).name
+            admit(it, method, dict(metadata("infer")))
+        assert "admin" == admit(it, method, dict(metadata("admin"))).name
 
     def test_two_keys_of_one_principal(self, tmp_path: pathlib.Path) -> None:
         """While a key is replaced the old one and the new one hold."""
@@ -322,7 +329,9 @@ class TestFile:
         for key, _ in keys:
             assert (
                 "a"
-                == it.admit("inferwire.v1.InferenceService/Complete", {"authorization": f"Bearer {key}"}).name
+                == admit(
+                    it, "inferwire.v1.InferenceService/Complete", {"authorization": f"Bearer {key}"}
+                ).name
             )
 
     def test_a_new_key_cannot_be_guessed(self) -> None:
@@ -339,9 +348,9 @@ class TestCertificates:
     def test_without_a_file_every_certificate_is_somebody(self) -> None:
         """Who the authority vouches for may do everything, under the name in the certificate."""
         it = access.Access(is_mutual=True)
-        assert "spiffe://x" == it.admit("inferwire.v1.ModelService/Load", {}, ["spiffe://x", "cn"]).name
+        assert "spiffe://x" == admit(it, "inferwire.v1.ModelService/Load", {}, ["spiffe://x", "cn"]).name
         with pytest.raises(errors.TokenMissing):
-            it.admit("inferwire.v1.ModelService/Load", {}, [])
+            admit(it, "inferwire.v1.ModelService/Load", {}, [])
 
     def test_with_a_file_it_must_be_named(self, tmp_path: pathlib.Path) -> None:
         """Any of a certificate's names may stand in the file; one that does not is refused."""
@@ -351,12 +360,12 @@ class TestCertificates:
         )
         it = access.Access(file, is_mutual=True)
         assert (
-            "worker" == it.admit("inferwire.v1.InferenceService/Complete", {}, ["127.0.0.1", "worker"]).name
+            "worker" == admit(it, "inferwire.v1.InferenceService/Complete", {}, ["127.0.0.1", "worker"]).name
         )
         with pytest.raises(errors.ScopeRequired):
-            it.admit("inferwire.v1.ModelService/Load", {}, ["spiffe://x/worker"])
+            admit(it, "inferwire.v1.ModelService/Load", {}, ["spiffe://x/worker"])
         with pytest.raises(errors.TokenInvalid):
-            it.admit("inferwire.v1.InferenceService/Complete", {}, ["spiffe://x/other"])
+            admit(it, "inferwire.v1.InferenceService/Complete", {}, ["spiffe://x/other"])
 
 
 async def test_the_principal_keeps_prompts_apart(server: Server) -> None:

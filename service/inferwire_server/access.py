@@ -180,32 +180,16 @@ class Access:
         else:
             log.info("keys_taken", keys=len(self._by_hash), certificates=len(self._by_certificate))
 
-    def admit(
-        self, method: str, metadata: Mapping[str, str | bytes], certificate: Sequence[str] = ()
-    ) -> Principal:
-        """Returns who calls `method`, "package.Service/Method". `certificate`: the names in the verified certificate.
+    def identify(self, metadata: Mapping[str, str | bytes], certificate: Sequence[str] = ()) -> Principal:
+        """Returns who calls; NOBODY without credentials. `certificate`: the names in the verified certificate.
 
-        Raises errors.TokenMissing, TokenInvalid or ScopeRequired. A method that is not in NEEDED is for nobody.
+        A key outranks a certificate. Raises errors.TokenInvalid.
         """
-        needed = NEEDED.get(method)
-        principal = self._principal(metadata, certificate)
-        if needed is not None and not needed:
-            return principal or NOBODY
-        if principal is None:
-            raise errors.TokenMissing("send a key: metadata authorization, 'Bearer <key>'")
-        if needed is None or not needed & principal.scopes:
-            raise errors.ScopeRequired(
-                "the key does not allow this call", metadata={"scope": min(needed or {"none"})}
-            )
-        return principal
-
-    def _principal(self, metadata: Mapping[str, str | bytes], certificate: Sequence[str]) -> Principal | None:
-        """Returns who it is; None for a caller without credentials. A key outranks a certificate."""
         if self.is_open:
             return Principal("anonymous", limits=self._defaults)
         if self._file is None:
             name = next(iter(certificate), "")
-            return Principal(name, limits=self._defaults) if name else None
+            return Principal(name, limits=self._defaults) if name else NOBODY
         value = metadata.get(AUTHORIZATION_KEY)
         if value is not None:
             name, grant = self._by_hash.get(_hash(value), ("", None))
@@ -218,7 +202,19 @@ class Access:
                 return its_grant.principal(owner, self._defaults)
         if certificate:
             raise errors.TokenInvalid("the certificate is nobody's who may call")
-        return None
+        return NOBODY
+
+    @staticmethod
+    def check(principal: Principal, method: str) -> None:
+        """Raises errors.TokenMissing or ScopeRequired when a principal may not call `method`, "package.Service/Method"."""
+        needed = NEEDED.get(method)
+        if needed is not None and (not needed or needed & principal.scopes):
+            return
+        if principal is NOBODY:
+            raise errors.TokenMissing("send a key: metadata authorization, 'Bearer <key>'")
+        raise errors.ScopeRequired(
+            "the key does not allow this call", metadata={"scope": min(needed or {"none"})}
+        )
 
     def _take(self, read: KeysFile) -> None:
         # Looked up by hash: how long that takes tells of the hash alone, and the key behind a hash cannot be found by it.

@@ -139,9 +139,9 @@ class _Guarded(grpc.RpcMethodHandler):  # type: ignore[type-arg]  # generic in t
     def _guarded(function: Callable[..., Any], method: str, access: Access) -> Callable[..., Any]:
         async def check(request: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
             try:
-                principal = access.admit(
-                    method, dict(context.invocation_metadata() or ()), rpc.certificate_names(context)
-                )
+                metadata = dict(context.invocation_metadata() or ())
+                principal = access.identify(metadata, rpc.certificate_names(context))
+                access.check(principal, method)
                 if method.startswith(SERVICE_NAME):
                     check_asked(principal, request)
             except errors.ServingError as error:

@@ -127,9 +127,10 @@ class Gate:
     def entered(self, context: Context, transport: Transport, method: str) -> Iterator[None]:
         """Keeps a call for as long as it runs. `method` is "package.Service/Method".
 
-        Raises what `Access.admit` does, and errors.Draining when no call is let in.
+        Raises what `Access` does, and errors.Draining when no call is let in.
         """
-        context.principal = self.access.admit(method, transport.metadata, transport.certificate)
+        context.principal = self.access.identify(transport.metadata, transport.certificate)
+        self.access.check(context.principal, method)
         if self.draining:
             raise errors.Draining(
                 "the server is going away; retry on another replica",

@@ -81,6 +81,15 @@ class Server:
         """The number of the main port."""
         return self.address.port
 
+    @property
+    def other_addresses(self) -> dict[str, Address]:
+        """Where what has a place of its own listens, by a word for it."""
+        words = [
+            *(["Administration"] if self.settings.admin else []),
+            *(["Probes"] if self.settings.probe else []),
+        ]
+        return dict(zip(words, (port.address for port in self._ports[1:]), strict=True))
+
     def _new_ports(self) -> list[Port]:
         """Returns the ports, the main one first."""
         settings = self.settings

@@ -55,6 +55,11 @@ class Connection:
     certificate: Path | None
     key: Path | None
 
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What calls carry that go past the client."""
+        return (("authorization", f"Bearer {self.token}"),) if self.token else ()
+
     def client(self) -> Client:
         """Returns a new client; the caller closes it."""
         # What goes wrong is told once, by `describe`; the library's own log would stand beside it.
@@ -157,9 +162,13 @@ def describe(error: InferwireError, connection: Connection) -> str:
         hint = "Start one with `inferwire serve`, or name its place with --address."
         if "handshake" in error.message.lower():
             hint = "If the server has no TLS and the network may be trusted, use --plaintext."
+        elif "socket closed" in error.message.lower():
+            hint = "If the server speaks TLS, use --tls, with --ca where its authority is not the system's."
     else:
         lines = [f"Error: {error.reason or error.code.name}: {error.message}"]
         hint = HINTS.get(error.reason, "")
+        if error.code.name == "UNIMPLEMENTED" and not error.reason:
+            hint = "This port has other services. Administration and probes may have addresses of their own."
     lines += [f"  {field}: {description}" for field, description in error.violations]
     if error.retry_delay is not None:
         lines.append(f"  Try again in {error.retry_delay:g} s.")

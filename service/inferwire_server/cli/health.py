@@ -71,7 +71,11 @@ def probe(connection: Connection, service: str, as_json: bool) -> bool:
     with connection.client() as client:
         stub = health_pb2_grpc.HealthStub(client.channel)
         try:
-            response = stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=PROBE_TIMEOUT_SECONDS)
+            response = stub.Check(
+                health_pb2.HealthCheckRequest(service=name),
+                timeout=PROBE_TIMEOUT_SECONDS,
+                metadata=connection.metadata,
+            )
         except grpc.RpcError as error:
             raise InferwireError.of(error) from error
     status = health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)

@@ -24,8 +24,11 @@ from inferwire_server.cli.terminal import visible
 def key(name: str, scopes: tuple[str, ...], models: tuple[str, ...]) -> None:
     """Make a key for NAME.
 
-    The key goes to the caller, once, and is written nowhere. The table goes into the server's keys_file, which is read
-    again within seconds.
+    The key, on standard error, is for the caller; it is kept nowhere. The table, on standard output, is for the server's
+    keys_file, which is read again within seconds:
+
+    \b
+    inferwire key alice >> keys.toml
     """
     # Imported late, so that --help answers at once.
     from inferwire_server.access import new_key
@@ -35,13 +38,11 @@ def key(name: str, scopes: tuple[str, ...], models: tuple[str, ...]) -> None:
             f"{visible(name)!r} has other characters than a-z A-Z 0-9 _ -", param_hint="NAME"
         )
     secret, digest = new_key()
-    click.echo("The key, for the caller alone:", err=True)
-    click.echo(f"\n{secret}\n")
-    click.echo("For the keys_file of the server:", err=True)
+    click.echo(f"The key, for the caller alone:\n\n{secret}\n\nFor the keys_file of the server:\n", err=True)
     lines = [f"[keys.{name}]", f'sha256 = "{digest}"', f"scopes = {_list(scopes or ('infer',))}"]
     if models:
         lines.append(f"models = {_list(models)}")
-    click.echo("\n" + "\n".join(lines))
+    click.echo("\n".join(lines) + "\n")
 
 
 def _list(values: tuple[str, ...]) -> str:

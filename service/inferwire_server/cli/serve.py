@@ -122,8 +122,11 @@ def _announce(server: Any) -> None:
     names = [model.name for model in server.registry.models()]
     address = str(server.address)
     click.echo(f"inferwire {__version__} listens on {address}")
+    for what, other in server.other_addresses.items():
+        click.echo(f"{what} at {other}")
     click.echo(f"Models: {', '.join(names) or 'none; load one with: inferwire load NAME PATH'}")
-    click.echo(f"Talk to it from another terminal:  {_own_name()} chat{_address_flag(address)}")
+    tls = " --tls" if server.settings.tls_certificate else ""
+    click.echo(f"Talk to it from another terminal:  {_own_name()} chat{_address_flag(address)}{tls}")
     click.echo("Ctrl-C ends it.")
     sys.stdout.flush()
 
