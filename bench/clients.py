@@ -19,8 +19,8 @@ import sys
 import time
 
 from inferwire.v1 import inference_pb2 as pb
-from tests.conformance.__main__ import BUILDS
-from tests.conformance.runner import ROOT, Program
+from tests.conformance.runner import Program
+from tools.clients import CLIENTS
 
 from .stream import running
 
@@ -33,10 +33,7 @@ async def run(languages: list[str]) -> dict[str, float]:
     """Returns events per second of each language's client."""
     taken: dict[str, list[float]] = {language: [] for language in languages}
     with running("inferwire_server.cli", "serve", "--scripted", "--address", "127.0.0.1:0") as (_, address):
-        programs = {
-            language: Program(str(ROOT / "clients" / language / "conformance" / "run"))
-            for language in languages
-        }
+        programs = {language: Program.of(language) for language in languages}
         for language, program in programs.items():
             await program.start()
             await _seconds(program, address, language, 1000)
@@ -63,9 +60,7 @@ async def _seconds(program: Program, address: str, id: str, num_events: int) -> 
 
 def main() -> None:
     """Runs the benchmark."""
-    languages = sys.argv[1:] or [
-        language for language in BUILDS if (ROOT / "clients" / language / "conformance" / "run").exists()
-    ]
+    languages = sys.argv[1:] or [language for language, client in CLIENTS.items() if client.is_built]
     rates = asyncio.run(run(languages))
     for language, rate in rates.items():
         print(f"{language:<14}{rate:>10} events/s")

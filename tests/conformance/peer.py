@@ -24,18 +24,31 @@ REPLIES: Mapping[str, type[Message]] = {
     "Complete": pb.CompleteResponse,
     "StreamComplete": pb.StreamCompleteResponse,
     "ListModels": pb.ListModelsResponse,
+    "Embed": pb.EmbedResponse,
     "Load": models_pb2.LoadResponse,
     "StreamLoad": models_pb2.StreamLoadResponse,
 }
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(repr=False)
 class Asked:
     """What came to one method."""
 
     num_calls: int = 0
     metadata: list[dict[str, str]] = dataclasses.field(default_factory=list)
+    requests: list[bytes] = dataclasses.field(default_factory=list)
+    #: Those that calls came over.
+    connections: set[int] = dataclasses.field(default_factory=set)
+    num_pings: int = 0
+    #: Those that came while nothing was sent: not to measure the connection but to keep it.
+    num_silent_pings: int = 0
     num_cancelled: int = 0
+
+    def __repr__(self) -> str:
+        return (
+            f"<Asked [calls {self.num_calls} | cancelled {self.num_cancelled} | connections {len(self.connections)}"
+            f" | pings {self.num_pings}, in silence {self.num_silent_pings}]>"
+        )
 
 
 class Peer:
@@ -67,15 +80,18 @@ class Peer:
         """Closes it."""
         await self._server.stop(0)
 
-    async def answer(self, method: str, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+    async def answer(
+        self, method: str, request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]
+    ) -> None:
         """Plays the next attempt."""
         asked = self.asked
         asked.num_calls += 1
+        asked.requests.append(request)
         asked.metadata.append({key: str(value) for key, value in context.invocation_metadata() or ()})
         attempt = self._attempts[min(asked.num_calls, len(self._attempts)) - 1]
         try:
             for message in attempt.get("messages", ()):
-                await context.write(_encoded(method, message))
+                await context.write(encoded(method, message))
             if attempt.get("hangs"):
                 await asyncio.Event().wait()
         except asyncio.CancelledError:
@@ -96,12 +112,12 @@ class _Any(grpc.GenericRpcHandler):
         method = handler_call_details.method.rpartition("/")[2]
 
         async def call(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
-            await self._peer.answer(method, context)
+            await self._peer.answer(method, request, context)
 
         return grpc.unary_stream_rpc_method_handler(call)
 
 
-def _encoded(method: str, message: object) -> bytes:
+def encoded(method: str, message: object) -> bytes:
     """Returns a message's bytes; `{"base64": ...}` is bytes already."""
     if isinstance(message, dict) and set(message) == {"base64"}:
         return base64.b64decode(message["base64"])

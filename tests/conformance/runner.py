@@ -9,7 +9,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from typing import Any
 
 import grpc
@@ -24,12 +24,18 @@ from inferwire_server.models import demo_model_path
 from inferwire_server.server import Server
 from tests.certificates import issued
 
-from .peer import Peer
+from .peer import Asked, Peer
+from .relay import Relay
+from .wire import WirePeer
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent.parent
 CASES: list[dict[str, Any]] = json.loads((HERE / "cases.json").read_text())
+KNOWN_FAILING = HERE / "known_failing"
 PATIENCE_SECONDS = 60.0
+
+#: Why each case failed, None where it passed.
+Outcomes = dict[str, str | None]
 
 REQUESTS: Mapping[str, type[Message]] = {
     "Complete": pb.CompleteRequest,
@@ -73,10 +79,12 @@ ANSWERS: Mapping[str, type[Message]] = {
 
 @dataclasses.dataclass
 class World:
-    """What the cases meet: our server, plain and behind TLS, and a peer that says what a case wrote."""
+    """What the cases meet: our server, plain, behind TLS and behind a relay, and peers that say what a case wrote."""
 
     server: Server
     peer: Peer
+    wire: WirePeer
+    relay: Relay
     targets: dict[str, dict[str, Any]]
 
 
@@ -97,7 +105,7 @@ async def world(folder: pathlib.Path) -> AsyncIterator[World]:
                 ),
                 "spare": ModelSettings(
                     path=str(demo_model_path()),
-                    config={"context_length": 256, "parallel_sequences": 1, "threads": 1},
+                    config={"context_length": 2048, "parallel_sequences": 1, "threads": 1},
                     load=False,
                 ),
             },
@@ -109,7 +117,11 @@ async def world(folder: pathlib.Path) -> AsyncIterator[World]:
     mutual = server._ports[0].server.add_secure_port("127.0.0.1:0", both)
     peer = Peer()
     await peer.start()
+    wire = WirePeer()
+    await wire.start()
     await server.start()
+    relay = Relay(server.port)
+    await relay.start()
     try:
         changes = server.registry.changes
         while not server.registry.is_ready:
@@ -118,9 +130,13 @@ async def world(folder: pathlib.Path) -> AsyncIterator[World]:
         yield World(
             server,
             peer,
+            wire,
+            relay,
             {
                 "server": {"target": f"127.0.0.1:{server.port}"},
+                "relay": {"target": f"127.0.0.1:{relay.port}"},
                 "peer": {"target": f"127.0.0.1:{peer.port}"},
+                "wire": {"target": f"127.0.0.1:{wire.port}"},
                 "tls": {"target": f"127.0.0.1:{tls}", "tls": {"ca": str(ca)}},
                 "mtls": {"target": f"127.0.0.1:{mutual}", "tls": {"ca": str(ca), **own}},
                 "mtls without a certificate": {
@@ -134,8 +150,14 @@ async def world(folder: pathlib.Path) -> AsyncIterator[World]:
             },
         )
     finally:
+        await relay.stop()
         await server.stop(drain_seconds=0)
+        await wire.stop()
         await peer.stop()
+
+
+class ProgramEnded(Exception):
+    """It ended while it was asked."""
 
 
 class Program:
@@ -144,6 +166,11 @@ class Program:
     def __init__(self, command: str) -> None:
         self._command = command
         self._process: asyncio.subprocess.Process | None = None
+
+    @classmethod
+    def of(cls, language: str) -> Program:
+        """Returns a language's, not started yet."""
+        return cls(str(ROOT / "clients" / language / "conformance" / "run"))
 
     async def start(self) -> None:
         """Starts it."""
@@ -168,14 +195,18 @@ class Program:
             await self._process.wait()
 
     async def ask(self, line: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the answer to a line."""
+        """Returns the answer to a line. Raises TimeoutError, ProgramEnded."""
         assert self._process is not None, "started"
         assert self._process.stdin is not None, "with a pipe"
         assert self._process.stdout is not None, "with a pipe"
-        self._process.stdin.write(json.dumps(line).encode() + b"\n")
-        await self._process.stdin.drain()
-        answer = await asyncio.wait_for(self._process.stdout.readline(), PATIENCE_SECONDS)
-        assert answer, "the program ended"
+        try:
+            self._process.stdin.write(json.dumps(line).encode() + b"\n")
+            await self._process.stdin.drain()
+            answer = await asyncio.wait_for(self._process.stdout.readline(), PATIENCE_SECONDS)
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise ProgramEnded from error
+        if not answer:
+            raise ProgramEnded
         told: dict[str, Any] = json.loads(answer)
         assert line["id"] == told["id"], "another line's answer"
         assert "fault" not in told, told
@@ -186,10 +217,17 @@ async def run(case: Mapping[str, Any], program: Program, world: World) -> None:
     """Runs a case. AssertionError says what differs."""
     if "peer" in case:
         world.peer.play(case["peer"])
+    if "wire" in case:
+        world.wire.play(case["wire"])
     for number, call in enumerate(case["calls"]):
-        await _call(f"{case['name']}#{number}", call, program, world)
+        line = _line(f"{case['name']}#{number}", call, world.targets[call.get("to", "server")])
+        async with asyncio.TaskGroup() as both:
+            if "meanwhile" in call:
+                both.create_task(_meanwhile(call["meanwhile"], world))
+            told = await program.ask(line)
+        _check(call["expect"], _messages(call, told), told)
     if "asked" in case:
-        _check_asked(case["asked"], world.peer)
+        _check_asked(case["asked"], world.wire.asked if "wire" in case else world.peer.asked, case["calls"])
     while world.server.registry.num_leases:
         # A call that was left must free what it held; the test's timeout is the guard.
         await world.server.registry.changes.after(
@@ -197,25 +235,37 @@ async def run(case: Mapping[str, Any], program: Program, world: World) -> None:
         )
 
 
-async def _call(id: str, call: Mapping[str, Any], program: Program, world: World) -> None:
-    method = call["method"]
-    request = _request(call)
-    connect = {**world.targets[call.get("to", "server")], **call.get("connect", {})}
-    line = {
+def _line(id: str, call: Mapping[str, Any], target: Mapping[str, Any]) -> dict[str, Any]:
+    return {
         "id": id,
-        "connect": {"tls": False, **connect},
+        "connect": {"tls": False, **target, **call.get("connect", {})},
         "call": {
-            "method": method,
-            "request": base64.b64encode(request.SerializeToString()).decode(),
+            "method": call["method"],
+            "request": base64.b64encode(request_of(call).SerializeToString()).decode(),
             **{key: call[key] for key in ("timeout_ms", "metadata", "cancel_after") if key in call},
         },
     }
-    told = await program.ask(line)
-    messages = [ANSWERS[method].FromString(base64.b64decode(each)) for each in told["messages"]]
-    _check(call["expect"], messages, told)
 
 
-def _request(call: Mapping[str, Any]) -> Message:
+def _messages(call: Mapping[str, Any], told: Mapping[str, Any]) -> list[Any]:
+    return [ANSWERS[call["method"]].FromString(base64.b64decode(each)) for each in told["messages"]]
+
+
+async def _meanwhile(call: Mapping[str, Any], world: World) -> None:
+    """Makes an operator's call of ModelService, as soon as the program's call over the relay has brought so much."""
+    await world.relay.until_data(call["after_data"])
+    method = call["method"]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{world.server.port}") as channel:
+        made = channel.unary_unary(
+            f"/inferwire.v1.ModelService/{method}",
+            request_serializer=REQUESTS[method].SerializeToString,
+            response_deserializer=ANSWERS[method].FromString,
+        )
+        answer = await made(request_of(call), timeout=PATIENCE_SECONDS)
+    _match(call["expect"], _shown(answer), method)
+
+
+def request_of(call: Mapping[str, Any]) -> Message:
     """Returns the request. `script` is what the scripted model shall say; `large` fills its prompt."""
     request = json_format.ParseDict(call.get("request", {}), REQUESTS[call["method"]]())
     if isinstance(request, pb.CompleteRequest):
@@ -241,13 +291,17 @@ def _check(expect: Mapping[str, Any], messages: list[Any], told: Mapping[str, An
             case "count":
                 assert wanted == len(messages)
             case "text":
-                assert wanted == "".join(
-                    message.text.text for message in messages if message.HasField("text")
-                )
+                assert wanted == _text_of(messages)
             case "length":
-                assert wanted == sum(
-                    len(message.text.text) for message in messages if message.HasField("text")
-                )
+                assert wanted == len(_text_of(messages))
+            case "begins":
+                # What was on its way when a stream broke may be lost, but nothing in the middle.
+                shown = [_shown(message) for message in messages]
+                assert len(shown) <= len(wanted), shown
+                for one, other in zip(wanted, shown, strict=False):
+                    _match(one, other, "message")
+            case "lacks":
+                assert wanted not in _text_of(messages)
             case "left_early":
                 assert wanted == told.get("left_early", False)
             case "error":
@@ -256,6 +310,10 @@ def _check(expect: Mapping[str, Any], messages: list[Any], told: Mapping[str, An
                 raise AssertionError(f"the case asks for {key}")
     if "error" not in expect:
         assert told["error"] is None, told["error"]
+
+
+def _text_of(messages: list[Any]) -> str:
+    return "".join(message.text.text for message in messages if message.HasField("text"))
 
 
 def _check_error(wanted: Mapping[str, Any], error: Mapping[str, Any] | None) -> None:
@@ -269,13 +327,30 @@ def _check_error(wanted: Mapping[str, Any], error: Mapping[str, Any] | None) -> 
             _match(value, error.get(key), key)
 
 
-def _check_asked(wanted: Mapping[str, Any], peer: Peer) -> None:
-    if "num_calls" in wanted:
-        assert wanted["num_calls"] == peer.asked.num_calls
-    for key, value in wanted.get("metadata", {}).items():
-        assert value == peer.asked.metadata[-1].get(key), peer.asked.metadata[-1]
-    for key in wanted.get("no_metadata", ()):
-        assert key not in peer.asked.metadata[-1]
+def _check_asked(wanted: Mapping[str, Any], asked: Asked, calls: list[Mapping[str, Any]]) -> None:
+    for key, value in wanted.items():
+        match key:
+            case "num_calls":
+                assert value == asked.num_calls, asked
+            case "num_connections":
+                assert value == len(asked.connections), asked
+            case "least_silent_pings":
+                assert value <= asked.num_silent_pings, asked
+            case "metadata":
+                for name, text in value.items():
+                    assert text == asked.metadata[-1].get(name), asked.metadata[-1]
+            case "no_metadata":
+                for name in value:
+                    assert name not in asked.metadata[-1]
+            case "same_requests":
+                assert value is True, "what is asked for, if anything"
+                came = [
+                    REQUESTS[call["method"]].FromString(request)
+                    for call, request in zip(calls, asked.requests, strict=True)
+                ]
+                assert [request_of(call) for call in calls] == came
+            case _:
+                raise AssertionError(f"the case asks for {key}")
 
 
 def _shown(message: Message) -> Any:
@@ -299,23 +374,128 @@ def _match(wanted: Any, actual: Any, where: str) -> None:
         assert wanted == actual, f"{where}: {actual!r}"
 
 
-async def run_all(language: str, folder: pathlib.Path) -> dict[str, str | None]:
-    """Runs every case with a language's program. Returns why each failed, None where it passed."""
-    command = ROOT / "clients" / language / "conformance" / "run"
-    outcomes: dict[str, str | None] = {}
-    async with world(folder) as servers:
-        program = Program(str(command))
+class Suite:
+    """All cases, for some languages. The silent ones last most of a minute: those of all languages run at once, beside the
+    others, which run one language after the other.
+    """
+
+    def __init__(self, world: World, languages: list[str]) -> None:
+        self._world = world
+        self._silent = {language: asyncio.create_task(_silent(language)) for language in languages}
+
+    def __repr__(self) -> str:
+        silent = [language for language, task in self._silent.items() if not task.done()]
+        return f"<Suite [silent: {', '.join(silent) or 'none'} | {self._world.server!r}]>"
+
+    async def spoken(self, language: str) -> Outcomes:
+        """Runs every case of a language but the silent ones."""
+        outcomes: Outcomes = {}
+        program = Program.of(language)
         await program.start()
         for case in CASES:
+            if "silence" in case:
+                continue
             try:
-                await run(case, program, servers)
-                outcomes[case["name"]] = None
-            except (AssertionError, TimeoutError, KeyError, IndexError) as error:
-                outcomes[case["name"]] = f"{type(error).__name__}: {error}"[:500]
-                if isinstance(error, TimeoutError):
-                    # What it answers later must not be taken for the answer to the next line.
-                    await program.stop()
-                    program = Program(str(command))
-                    await program.start()
+                outcomes[case["name"]] = await _why(run(case, program, self._world))
+            except (TimeoutError, ProgramEnded) as error:
+                outcomes[case["name"]] = type(error).__name__
+                # What it answers later must not be taken for the answer to the next line.
+                await program.stop()
+                program = Program.of(language)
+                await program.start()
         await program.stop()
-    return outcomes
+        return outcomes
+
+    async def silent(self, language: str) -> Outcomes:
+        """Returns what became of the silent cases of a language."""
+        return await self._silent[language]
+
+    async def close(self) -> None:
+        """Ends what still runs."""
+        for task in self._silent.values():
+            task.cancel()
+        await asyncio.gather(*self._silent.values(), return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def suite(languages: list[str], folder: pathlib.Path) -> AsyncIterator[Suite]:
+    """Yields the cases, ready to run; those of silence run already."""
+    async with world(folder) as servers:
+        made = Suite(servers, languages)
+        try:
+            yield made
+        finally:
+            await made.close()
+
+
+async def _silent(language: str) -> Outcomes:
+    """Runs the silent cases of a language side by side, each with servers and a program of its own."""
+    cases = [case for case in CASES if "silence" in case]
+
+    async def one(case: Mapping[str, Any]) -> str | None:
+        try:
+            return await _why(_run_silent(case, language))
+        except (TimeoutError, ProgramEnded) as error:
+            return type(error).__name__
+
+    outcomes = await asyncio.gather(*map(one, cases))
+    return {case["name"]: why for case, why in zip(cases, outcomes, strict=True)}
+
+
+async def _run_silent(case: Mapping[str, Any], language: str) -> None:
+    server = Server(Settings(address="127.0.0.1:0", scripted=True))
+    await server.start()
+    relay, wire = Relay(server.port), WirePeer()
+    await relay.start()
+    await wire.start()
+    wire.play(case.get("wire", ()))
+    program = Program.of(language)
+    await program.start()
+    ports = {"relay": relay.port, "wire": wire.port}
+    try:
+        for number, call in enumerate(case["calls"]):
+            target = {"target": f"127.0.0.1:{ports[call['to']]}"}
+            told = await program.ask(_line(f"{case['name']}#{number}", call, target))
+            _check(call["expect"], _messages(call, told), told)
+        if "asked" in case:
+            _check_asked(case["asked"], wire.asked, case["calls"])
+        assert 0 == relay.num_goaways, f"{relay}"
+        assert case["silence"].get("num_connections", 0) == relay.num_connections, f"{relay}"
+    finally:
+        await program.stop()
+        await wire.stop()
+        await relay.stop()
+        await server.stop(drain_seconds=0)
+
+
+async def _why(case: Awaitable[None]) -> str | None:
+    """Returns why a case failed, None where it passed. Raises TimeoutError, ProgramEnded."""
+    try:
+        await case
+    except (AssertionError, KeyError, IndexError, grpc.RpcError, ExceptionGroup) as raised:
+        error = _first(raised)
+        if isinstance(error, (TimeoutError, ProgramEnded)):
+            raise error from None
+        return f"{type(error).__name__}: {error}"[:500]
+    return None
+
+
+def _first(error: Exception) -> Exception:
+    """Returns what a task group's failure began with."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def known_failing(language: str) -> set[str]:
+    """Returns the cases that a language is known to fail."""
+    return set((KNOWN_FAILING / f"{language}.txt").read_text().splitlines())
+
+
+def surprises(outcomes: Outcomes, known: set[str]) -> dict[str, str]:
+    """Returns what went otherwise than is known: failures, and passes of what was known to fail."""
+    return {
+        name: "it passes, and is known to fail: take it out of known_failing" if why is None else why
+        for name, why in outcomes.items()
+        if (why is None) == (name in known)
+    }

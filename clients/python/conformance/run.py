@@ -96,7 +96,12 @@ def messages(of: Client, call: dict[str, Any]) -> Generator[Any]:
             with of.stream(request, **own) as stream:
                 yield from stream
         case "Embed":
-            yield of.embed(list(request.inputs), model=request.model or None, **times)
+            optional = {
+                name: getattr(request, name)
+                for name in ("dimensions", "normalize", "pooling")
+                if name in {field.name for field, _ in request.ListFields()}
+            }
+            yield of.embed(list(request.inputs), model=request.model or None, **optional, **times)
         case "CountTokens":
             yield of.count_tokens(request, **times)
         case "Tokenize":
