@@ -1,4 +1,5 @@
-# Two commands do everything: `make serve` and `make test`. They need Python 3.11 or newer and a C and C++ compiler.
+# Two commands do everything: `make serve` and `make test`. They need Python 3.11 or newer and a C and C++ compiler. The clients
+# need the tools of their languages: without them `make test` leaves them out, and says so.
 
 # The Python of .venv where there is one, else the first that is new enough, else whatever will say that it is too old.
 PYTHON ?= $(or $(shell for p in .venv/bin/python python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -6,23 +7,43 @@ PYTHON ?= $(or $(shell for p in .venv/bin/python python3 python3.14 python3.13 p
 ADDRESS ?= 127.0.0.1:50051
 ARGS ?=
 
+# LANG=go on the command line names a client. In the environment LANG is the locale, which programs get as it is; they get one
+# that exists where it named a client.
+ifeq ($(origin LANG),command line)
+CLIENT := $(LANG)
+override LANG := C.UTF-8
+endif
+
 SETUP = $(PYTHON) tools/setup_env.py
 BIN = .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test setup lint format types generate check-generate bench bench-stream bench-cancel bench-calls bench-gateway bench-clients check-servers conformance train lock clean
+.PHONY: help serve test clients test-clients conformance setup lint format types generate check-generate bench bench-stream bench-cancel bench-calls bench-gateway bench-clients check-servers train lock clean
 
 help: ## Show this list
-	@echo "make TARGET [ADDRESS=$(ADDRESS)] [ARGS='more arguments'] [PYTHON=python3.12]"
+	@echo "make TARGET [ADDRESS=$(ADDRESS)] [ARGS='more arguments'] [PYTHON=python3.12] [LANG=go]"
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r target text; do \
 		printf '  %-16s %s\n' "$$target" "$$text"; done
 
 serve: ## Set up what is missing (minutes, once), then serve the demo model on ADDRESS
 	@$(SETUP) --then $(BIN)/inferwire serve --address $(ADDRESS) $(ARGS)
 
-test: ## Set up what is missing, then run every test (ARGS goes to pytest)
+test: ## Set up what is missing, then run every test, with the clients that are built (ARGS goes to pytest; CI=true: with all)
 	@$(SETUP) --dev
+	@$(BIN)/python -m tools.clients build $(if $(filter true,$(CI)),,--built)
 	@$(BIN)/python -m pytest $(ARGS)
+
+clients: ## Build the clients whose languages are on this machine (LANG=go: one)
+	@$(SETUP) --dev
+	@$(BIN)/python -m tools.clients build $(CLIENT)
+
+test-clients: ## Build the clients and run their own tests (LANG=go: one)
+	@$(SETUP) --dev
+	@$(BIN)/python -m tools.clients test $(CLIENT)
+
+conformance: ## Build the clients, run every conformance case with each and keep the table (LANG=go: one)
+	@$(SETUP) --dev
+	@GRPC_VERBOSITY=NONE $(BIN)/python -m tests.conformance $(CLIENT)
 
 setup: ## Set up what serve, test, lint and types need, and run nothing
 	@$(SETUP) --dev
@@ -45,11 +66,13 @@ types: ## Check the types
 	@$(SETUP) --dev
 	$(BIN)/mypy
 
-generate: .venv-generate/stamp ## Generate the Python code of the contract anew
-	tools/generate.sh .venv-generate/bin/python
+generate: .venv-generate/stamp ## Generate the code of the contract anew, in every language that is here (LANG=go: in one)
+	@$(SETUP) --dev
+	@$(BIN)/python -m tools.generate $(CLIENT)
 
-check-generate: .venv-generate/stamp ## Check that the generated code is fresh
-	tools/generate.sh .venv-generate/bin/python --check
+check-generate: .venv-generate/stamp ## Check that the generated code is fresh (LANG=go: of one language)
+	@$(SETUP) --dev
+	@$(BIN)/python -m tools.generate --check $(CLIENT)
 
 bench: .venv-bench/stamp ## Measure the engine beside its peers (most of an hour; QUICK=1: minutes; ONLY=W1,W3; MODEL=path)
 	@.venv-bench/bin/python -m bench $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY)) $(if $(MODEL),--model $(MODEL)) $(ARGS)
@@ -75,10 +98,6 @@ bench-clients: ## Measure what a streamed event costs each client that `make con
 
 check-servers: .venv-bench/stamp ## Ask real servers of other makers for answers of the demo model, as remote backends
 	@.venv-bench/bin/python -m bench.servers $(ARGS)
-
-conformance: ## Build the clients and run every conformance case with each (LANG=go: one)
-	@$(SETUP) --dev
-	@$(BIN)/python -m tests.conformance $(CLIENT) $(filter python go typescript rust java cpp,$(LANG))
 
 train: ## Train the demo model from nothing (ARGS goes to training.train)
 	@$(SETUP) --train
