@@ -34,8 +34,7 @@ test: ## Set up what is missing, then run every test, with the clients that are 
 	@$(BIN)/python -m pytest $(ARGS)
 
 clients: ## Build the clients whose languages are on this machine (LANG=go: one)
-	@$(SETUP) --dev
-	@$(BIN)/python -m tools.clients build $(CLIENT)
+	@$(PYTHON) -m tools.clients build $(CLIENT)
 
 test-clients: ## Build the clients and run their own tests (LANG=go: one)
 	@$(SETUP) --dev
@@ -108,6 +107,7 @@ lock: .venv-lock/stamp ## Lock the requirements anew (ARGS goes to uv, such as -
 
 clean: ## Remove everything that is made here, the environments too
 	rm -rf .venv .venv-bench .venv-generate .venv-litellm .venv-lock .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf clients/*/build clients/*/target clients/typescript/dist clients/typescript/node_modules tests/other_languages/*/target
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv-generate/stamp: requirements/generate.txt
