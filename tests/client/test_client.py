@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib
 import inspect
 import math
@@ -14,6 +15,7 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from inferwire import AsyncClient, Client, InferwireError, system, text_of, user
 from inferwire.aio import AsyncCompletionStream
@@ -449,6 +451,8 @@ class TestChannel:
             ("dns:///localhost:50051", True),
             ("dns:localhost:50051", True),
             ("ipv4:127.0.0.1:50051", True),
+            ("ipv4:127.0.0.1:50051,127.0.0.1:50052", True),
+            ("ipv4:127.0.0.1:50051,10.0.0.1:50051", False),
             ("unix:/run/inferwire.sock", True),
             ("10.0.0.1:50051", False),
             ("inferwire.example:443", False),
@@ -469,6 +473,31 @@ class TestChannel:
         """`tls=False` is for a network that is trusted or secured otherwise."""
         with Client("10.0.0.1:50051", tls=False, token="t") as client:
             assert "<Client [10.0.0.1:50051 | plain text | token]>" == repr(client)
+
+    @pytest.mark.parametrize("door", ["sync", "async"])
+    async def test_balanced_calls_leave_out_who_is_not_ready(self, door: str) -> None:
+        """All addresses are asked in turn, but no server whose readiness is NOT_SERVING."""
+        servers = [ScriptedServer() for _ in range(3)]
+        for server, status in zip(servers, ("SERVING", "SERVING", "NOT_SERVING"), strict=True):
+            says = health.HealthServicer()
+            says.set("", health_pb2.HealthCheckResponse.ServingStatus.Value(status))
+            server.add(functools.partial(health_pb2_grpc.add_HealthServicer_to_server, says))
+        first, second, out = servers
+        target = f"ipv4:{','.join(server.address for server in servers)}"
+
+        def is_enough() -> bool:
+            return min(len(first.requests), len(second.requests)) >= 3
+
+        with first, second, out:
+            if door == "sync":
+                with Client(target, balance=True) as client:
+                    while not is_enough():
+                        client.list_models()
+            else:
+                async with AsyncClient(target, balance=True) as async_client:
+                    while not is_enough():
+                        await async_client.list_models()
+            assert [] == out.requests
 
     def test_grpc_knows_the_options(self) -> None:
         """gRPC ignores an option that it does not know, so a misspelt one would silently do nothing."""

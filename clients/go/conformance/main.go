@@ -64,6 +64,7 @@ type connection struct {
 	Token            string          `json:"token"`
 	DefaultTimeoutMS int64           `json:"default_timeout_ms"`
 	Retry            *bool           `json:"retry"`
+	Balance          bool            `json:"balance"`
 }
 
 type security struct {
@@ -154,6 +155,7 @@ func (p *program) client(way json.RawMessage) (*inferwire.Client, error) {
 		Token:          asked.Token,
 		DefaultTimeout: time.Duration(asked.DefaultTimeoutMS) * time.Millisecond,
 		DisableRetry:   asked.Retry != nil && !*asked.Retry,
+		Balance:        asked.Balance,
 	}
 	switch string(asked.TLS) {
 	case "", "null":

@@ -131,6 +131,9 @@ final class Conformance {
     if (has(connect, "retry")) {
       builder.retry(connect.get("retry").getAsBoolean());
     }
+    if (has(connect, "balance")) {
+      builder.roundRobin(connect.get("balance").getAsBoolean());
+    }
     return builder.build();
   }
 

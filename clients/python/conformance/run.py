@@ -43,9 +43,11 @@ def client(connect: dict[str, Any]) -> Client:
                 for name in ("ca", "key", "cert")
             ]
             tls = grpc.ssl_channel_credentials(*files)
-        more = {}
+        more: dict[str, Any] = {}
         if "default_timeout_ms" in connect:
             more["default_timeout"] = connect["default_timeout_ms"] / 1000
+        if "balance" in connect:
+            more["balance"] = connect["balance"]
         CLIENTS[key] = Client(connect["target"], token=connect.get("token"), tls=tls, **more)
     return CLIENTS[key]
 

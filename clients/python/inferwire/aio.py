@@ -13,7 +13,7 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from inferwire import request as requests
-from inferwire.channel import CHANNEL_OPTIONS, DEFAULT_TIMEOUT_SECONDS, Endpoint
+from inferwire.channel import DEFAULT_TIMEOUT_SECONDS, Endpoint
 from inferwire.errors import InferwireError, cancelled
 from inferwire.gather import Gatherer
 from inferwire.reading import E, Reading, State
@@ -38,6 +38,8 @@ class AsyncClient:
             TLS to any other.
         default_timeout: seconds that a call may take when it does not say so itself. Loads and watches have no
             deadline of their own.
+        balance: whether calls go to all addresses of the target in turn, without servers whose health service says
+            that they are not ready. False: all calls go to the first address that answers.
 
     Every method raises InferwireError, and takes `timeout` in seconds: None means the default, math.inf no deadline.
     gRPC repeats a call of the inference service up to twice while nothing of its answer has come.
@@ -50,12 +52,14 @@ class AsyncClient:
         token: str | None = None,
         tls: grpc.ChannelCredentials | bool | None = None,
         default_timeout: float = DEFAULT_TIMEOUT_SECONDS,
+        balance: bool = False,
     ) -> None:
-        self._endpoint = Endpoint.of(target, token, tls, default_timeout)
+        self._endpoint = Endpoint.of(target, token, tls, default_timeout, balance=balance)
+        options = self._endpoint.channel_options
         if self._endpoint.credentials is None:
-            self._channel = grpc.aio.insecure_channel(target, CHANNEL_OPTIONS)
+            self._channel = grpc.aio.insecure_channel(target, options)
         else:
-            self._channel = grpc.aio.secure_channel(target, self._endpoint.credentials, CHANNEL_OPTIONS)
+            self._channel = grpc.aio.secure_channel(target, self._endpoint.credentials, options)
         self._inference = InferenceServiceStub(self._channel)
         self._models = ModelServiceStub(self._channel)
 

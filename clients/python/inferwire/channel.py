@@ -6,6 +6,7 @@ import dataclasses
 import ipaddress
 import json
 import math
+from typing import Any
 
 import grpc
 
@@ -16,7 +17,7 @@ _INFERENCE_SERVICE = "inferwire.v1.InferenceService"
 
 # gRPC itself retries by this, only while nothing of the answer has come, and it obeys the server's
 # grpc-retry-pushback-ms. Loads are not in it: to repeat one is the caller's decision.
-_SERVICE_CONFIG = {
+_SERVICE_CONFIG: dict[str, Any] = {
     "methodConfig": [
         {
             "name": [{"service": _INFERENCE_SERVICE}],
@@ -31,6 +32,8 @@ _SERVICE_CONFIG = {
     ],
     "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
 }
+# The health name "" is the readiness of the whole server.
+_BALANCING = {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}}
 
 CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
     # A long prompt is silent for a while: the pings keep the connection known to what lies between, and find it dead.
@@ -55,6 +58,7 @@ class Endpoint:
     credentials: grpc.ChannelCredentials | None
     metadata: tuple[tuple[str, str], ...]
     default_timeout: float
+    channel_options: tuple[tuple[str, int | str], ...]
 
     @classmethod
     def of(
@@ -63,6 +67,8 @@ class Endpoint:
         token: str | None,
         tls: grpc.ChannelCredentials | bool | None,
         default_timeout: float,
+        *,
+        balance: bool = False,
     ) -> Endpoint:
         """Decides. `tls` None means plain text to this machine and TLS to any other."""
         if tls is None:
@@ -72,7 +78,10 @@ class Endpoint:
         else:
             credentials = tls or None
         metadata = (("authorization", f"Bearer {token}"),) if token else ()
-        return cls(target, credentials, metadata, default_timeout)
+        options = dict(CHANNEL_OPTIONS)
+        if balance:
+            options["grpc.service_config"] = json.dumps({**_SERVICE_CONFIG, **_BALANCING})
+        return cls(target, credentials, metadata, default_timeout, tuple(options.items()))
 
     def timeout(self, seconds: float | None) -> float | None:
         """Returns a call's deadline as grpc takes it: None for the default, infinity for no deadline."""
@@ -92,9 +101,13 @@ def is_local(target: str) -> bool:
     """Returns whether a gRPC target is this machine by its very name: a Unix socket, localhost, a loopback address."""
     if target.startswith(("unix:", "unix-abstract:")):
         return True
-    # Also with a scheme, such as dns:///localhost:50051 and ipv4:127.0.0.1:50051.
+    # Also with a scheme, such as dns:///localhost:50051 and ipv4:127.0.0.1:50051,127.0.0.1:50052.
     address = target.rsplit("/", 1)[-1]
     address = address.removeprefix("dns:").removeprefix("ipv4:").removeprefix("ipv6:")
+    return all(_is_loopback(each) for each in address.split(","))
+
+
+def _is_loopback(address: str) -> bool:
     if address.startswith("["):
         host = address[1:].split("]", 1)[0]
     else:

@@ -18,6 +18,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.concurrent.TimeUnit;
 import java.util.regex.Pattern;
+import java.util.stream.Stream;
 
 /**
  * Where a client calls and how: what is decided before any channel exists.
@@ -40,7 +41,11 @@ record Endpoint(
 
   private static final String INFERENCE_SERVICE = "inferwire.v1.InferenceService";
   private static final Pattern SCHEME = Pattern.compile("^(dns|ipv4|ipv6):");
-  private static final Pattern IP = Pattern.compile("[0-9]+(\\.[0-9]+){3}|[0-9a-fA-F:.]*:[0-9a-fA-F:.]*");
+  static final Pattern IP = Pattern.compile("[0-9]+(\\.[0-9]+){3}|[0-9a-fA-F:.]*:[0-9a-fA-F:.]*");
+
+  static {
+    AddressList.register();
+  }
 
   /** Returns a channel, which connects at its first call. */
   ManagedChannel channel() {
@@ -120,8 +125,12 @@ record Endpoint(
     if (target.startsWith("unix:") || target.startsWith("unix-abstract:")) {
       return true;
     }
-    // Also with a scheme, such as dns:///localhost:50051 and ipv4:127.0.0.1:50051.
-    String address = SCHEME.matcher(target.substring(target.lastIndexOf('/') + 1)).replaceFirst("");
+    // Also with a scheme, such as dns:///localhost:50051 and ipv4:127.0.0.1:50051,127.0.0.1:50052.
+    String addresses = SCHEME.matcher(target.substring(target.lastIndexOf('/') + 1)).replaceFirst("");
+    return Stream.of(addresses.split(",")).allMatch(Endpoint::isLoopback);
+  }
+
+  private static boolean isLoopback(String address) {
     String host = address;
     int colon = address.indexOf(':');
     if (address.startsWith("[")) {

@@ -29,6 +29,7 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
+import org.junit.jupiter.params.provider.ValueSource;
 
 /** Where a client calls and how. */
 class ConnectTest {
@@ -47,6 +48,8 @@ class ConnectTest {
     "dns:///localhost:50051, true",
     "dns:localhost:50051, true",
     "ipv4:127.0.0.1:50051, true",
+    "'ipv4:127.0.0.1:50051,127.0.0.1:50052', true",
+    "'ipv4:127.0.0.1:50051,10.0.0.1:50051', false",
     "unix:/run/inferwire.sock, true",
     "10.0.0.1:50051, false",
     "127.0.0.256:50051, false",
@@ -185,6 +188,42 @@ class ConnectTest {
         assertEquals(1, server.requests.size());
       }
     }
+  }
+
+  /** A list of addresses is called in turn, each server by its own name, without those that are not healthy. */
+  @Test
+  void aListOfAddressesIsBalanced() {
+    FakeServer.Script models = whole(ListModelsResponse.getDefaultInstance());
+    try (FakeServer first = new FakeServer().answers(models);
+        FakeServer second = new FakeServer().answers(models)) {
+      String target = "ipv4:" + first.address() + "," + second.address();
+      try (InferwireClient client = InferwireClient.builder(target).roundRobin(true).build()) {
+        while (first.requests.isEmpty() || second.requests.isEmpty()) {
+          client.listModels();
+        }
+        assertEquals(first.address(), first.authority);
+        assertEquals(second.address(), second.authority);
+        second.isHealthy(false);
+        // Two in a row at the first: the second is out of the rotation.
+        int before;
+        do {
+          before = first.requests.size();
+          client.listModels();
+          client.listModels();
+        } while (first.requests.size() != before + 2);
+        int left = second.requests.size();
+        client.listModels();
+        assertEquals(left, second.requests.size());
+      }
+    }
+  }
+
+  /** What is no list of addresses is refused at once, and no name is looked up. */
+  @ParameterizedTest
+  @ValueSource(strings = {"ipv4:localhost:1", "ipv4:127.0.0.1", "ipv4:127.0.0.1:x", "ipv4:127.0.0.1:1,", "ipv6:[::1]"})
+  void whatIsNoAddressIsRefused(String target) {
+    assertThrows(
+        IllegalArgumentException.class, () -> InferwireClient.builder(target).tls(false).build().close());
   }
 
   /** The server shows a certificate of the given authority, and gets the client's own. */

@@ -86,6 +86,7 @@ final class FakeServer implements AutoCloseable {
   final CountDownLatch isLeft = new CountDownLatch(1);
   final List<Message> requests = new CopyOnWriteArrayList<>();
   volatile Metadata metadata;
+  volatile String authority;
   volatile Deadline deadline;
   private final List<Script> scripts = new ArrayList<>();
   private final HealthStatusManager health = new HealthStatusManager();
@@ -250,6 +251,7 @@ final class FakeServer implements AutoCloseable {
     public <Q, R> ServerCall.Listener<Q> interceptCall(
         ServerCall<Q, R> call, Metadata headers, ServerCallHandler<Q, R> next) {
       metadata = headers;
+      authority = call.getAuthority();
       deadline = Context.current().getDeadline();
       return next.startCall(call, headers);
     }
