@@ -10,9 +10,11 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_concurrent_streams", 256),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    # A peer that vanished is found within 40 s.
+    # A peer that vanished is found within 40 s. The transport has pings of its own, and while one is on its way none of
+    # keepalive's is sent: without a limit of its own such a ping is waited for a minute.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     # Clients may ping every 5 s through a long silent prompt; strikes would end such connections (GOAWAY
     # too_many_pings).

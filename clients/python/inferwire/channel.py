@@ -39,6 +39,9 @@ CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
     # A long prompt is silent for a while: the pings keep the connection known to what lies between, and find it dead.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    # The transport has pings of its own, and while one is on its way none of keepalive's is sent: without a limit of
+    # its own such a ping is waited for a minute.
+    ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
