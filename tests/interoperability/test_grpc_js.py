@@ -16,7 +16,7 @@ from tests.serving import demo, running
 
 from . import tools
 
-pytestmark = pytest.mark.timeout(tools.BUILD_SECONDS + 60)
+pytestmark = [pytest.mark.usefixtures("installed"), pytest.mark.timeout(120, func_only=True)]
 
 PARIS = "The capital of France is Paris."
 QUESTION = {
@@ -25,6 +25,12 @@ QUESTION = {
     "sampling": {"temperature": 0},
 }
 OK, CANCELLED, INVALID_ARGUMENT, DEADLINE_EXCEEDED, ABORTED = 0, 1, 3, 4, 10
+
+
+@pytest.fixture(scope="module")
+def installed() -> None:
+    """Installs the packages, which may take longer than a test."""
+    tools.npm()
 
 
 class Node:

@@ -10,8 +10,10 @@ import pytest
 
 from . import servers, tools
 
-pytestmark = pytest.mark.timeout(tools.BUILD_SECONDS + 60)
+pytestmark = [pytest.mark.usefixtures("built"), pytest.mark.timeout(120, func_only=True)]
 
+KUBELET = "./kubeletprobe"
+HEALTH_PROBE = "github.com/grpc-ecosystem/grpc-health-probe"
 READINESS = ("", "inferwire.v1.InferenceService")
 NAMES = ("liveness", *READINESS, "model/demo", "model/nope")
 # A guard against a hang where an answer must come, and what the kubelet takes by default where none can.
@@ -43,9 +45,16 @@ class Verdict(enum.Enum):
     )
 
 
+@pytest.fixture(scope="module")
+def built() -> None:
+    """Builds both probes, which may take longer than a test."""
+    tools.go(KUBELET)
+    tools.go(HEALTH_PROBE)
+
+
 async def kubelet(port: int, service: str, seconds: int) -> Verdict:
     """Asks as the kubelet does."""
-    command = (tools.go("./kubeletprobe"), "-port", str(port), "-service", service, "-timeout", f"{seconds}s")
+    command = (tools.go(KUBELET), "-port", str(port), "-service", service, "-timeout", f"{seconds}s")
     code, output, errors = await tools.run(*command)
     assert 0 == code, errors
     told = json.loads(output)
@@ -59,7 +68,7 @@ async def kubelet(port: int, service: str, seconds: int) -> Verdict:
 async def health_probe(port: int, service: str, seconds: int) -> Verdict:
     """Asks with grpc_health_probe, which images carry for orchestrators that can only start a program."""
     code, output, errors = await tools.run(
-        tools.go("github.com/grpc-ecosystem/grpc-health-probe"), f"-addr=127.0.0.1:{port}",
+        tools.go(HEALTH_PROBE), f"-addr=127.0.0.1:{port}",
         f"-service={service}", f"-connect-timeout={seconds}s", f"-rpc-timeout={seconds}s",
     )  # fmt: skip
     for verdict in Verdict:

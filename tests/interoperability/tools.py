@@ -15,9 +15,11 @@ from typing import NoReturn
 
 import pytest
 
+from tests.conformance import __main__ as conformance
+
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent.parent
-# A build that nothing was kept of downloads and compiles; on a busy machine that takes minutes.
+# A build of which nothing was kept downloads and compiles; on a busy machine that takes minutes.
 BUILD_SECONDS = 540
 
 
@@ -32,7 +34,12 @@ def lacking(what: str) -> NoReturn:
 def go(package: str) -> pathlib.Path:
     """Returns the program of a package that go.mod here pins. Go's own cache says what must be built."""
     folder = HERE / "go"
-    _check_go(folder)
+    if not shutil.which("go"):
+        lacking("no go")
+    # In a module's folder this fails when the module wants a newer Go that may not be fetched.
+    asked = subprocess.run(["go", "version"], cwd=folder, capture_output=True, text=True, check=False)
+    if asked.returncode:
+        lacking(asked.stderr.strip())
     program = folder / "build" / pathlib.PurePath(package).name
     _run("go", "build", "-o", str(program), package, folder=folder)
     return program
@@ -53,16 +60,12 @@ def npm() -> pathlib.Path:
 @functools.cache
 def client(language: str) -> pathlib.Path:
     """Returns the conformance program of a client of ours, which the tests of balancing ask."""
-    folder = ROOT / "clients" / language
-    match language:
-        case "go":
-            _check_go(folder)
-            _run("go", "build", "-o", "build/conformance", "./conformance", folder=folder)
-        case "java":
-            if not (shutil.which("java") and shutil.which("mvn")):
-                lacking("no java and mvn")
-            _run("mvn", "--quiet", "--batch-mode", "test-compile", folder=folder)
-    return folder / "conformance" / "run"
+    needed, _ = conformance.BUILDS[language]
+    if not shutil.which(needed):
+        lacking(f"no {needed}")
+    if why := conformance.build(language):
+        pytest.fail(why)
+    return ROOT / "clients" / language / "conformance" / "run"
 
 
 async def run(*command: str | pathlib.Path, folder: pathlib.Path | None = None) -> tuple[int, str, str]:
@@ -72,15 +75,6 @@ async def run(*command: str | pathlib.Path, folder: pathlib.Path | None = None) 
     )
     output, errors = await process.communicate()
     return process.returncode or 0, output.decode(), errors.decode()
-
-
-def _check_go(folder: pathlib.Path) -> None:
-    if not shutil.which("go"):
-        lacking("no go")
-    # In a module's folder this fails when the module wants a newer Go that may not be fetched.
-    asked = subprocess.run(["go", "version"], cwd=folder, capture_output=True, text=True, check=False)
-    if asked.returncode:
-        lacking(asked.stderr.strip())
 
 
 def _run(*command: str, folder: pathlib.Path) -> None:
