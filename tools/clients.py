@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import os
 import pathlib
+import shlex
 import shutil
 import subprocess
 import sys
@@ -28,7 +29,7 @@ NUM_LOG_LINES_SHOWN = 60
 class Step:
     """A command in the language's folder. It is left out while `makes` is younger than `of`."""
 
-    command: tuple[str, ...]
+    command: str
     makes: str = ""
     of: str = ""
 
@@ -74,85 +75,70 @@ class Client:
         return f"{', '.join(missing)}: not on this machine ({self.source})" if missing else None
 
 
-_CORES = str(os.cpu_count() or 1)
 CLIENTS = {
     client.language: client
     for client in (
         Client(
             "python",
-            (),
-            "",
-            "conformance/run",
-            (),
-            (
+            tools=(),
+            source="",
+            program="conformance/run",
+            build=(),
+            test=(
                 Step(
-                    (sys.executable, "-m", "pytest", "-q", "-c", "../../pyproject.toml", "../../tests/client")
+                    f"{shlex.quote(sys.executable)} -m pytest -q -c ../../pyproject.toml ../../tests/client"
                 ),
             ),
         ),
         Client(
             "go",
-            ("go",),
-            "Go 1.24 or newer",
-            "build/conformance",
-            (Step(("go", "build", "-o", "build/conformance", "./conformance")),),
+            tools=("go",),
+            source="Go 1.24 or newer",
+            program="build/conformance",
+            build=(Step("go build -o build/conformance ./conformance"),),
             # Go's cache of results does not see a change of the server.
-            (Step(("go", "vet", "./...")), Step(("go", "test", "-count=1", "./..."))),
+            test=(Step("go vet ./..."), Step("go test -count=1 ./...")),
         ),
         Client(
             "typescript",
-            ("node", "npm"),
-            "Node 20 or newer",
-            "build/conformance/main.js",
-            (
+            tools=("node", "npm"),
+            source="Node 20 or newer",
+            program="build/conformance/main.js",
+            build=(
                 Step(
-                    ("npm", "ci", "--no-audit", "--no-fund"),
-                    makes="node_modules/.package-lock.json",
-                    of="package-lock.json",
+                    "npm ci --no-audit --no-fund", "node_modules/.package-lock.json", of="package-lock.json"
                 ),
-                Step(("npm", "run", "build")),
+                Step("npm run build"),
             ),
-            (Step(("node", "--test", "build/test/")),),
+            test=(Step("node --test build/test/"),),
         ),
         Client(
             "rust",
-            ("cargo",),
-            "Rust 1.88 or newer",
-            "target/debug/inferwire-conformance",
+            tools=("cargo",),
+            source="Rust 1.88 or newer",
+            program="target/debug/inferwire-conformance",
             # The folder is named, because the program is looked for there whatever CARGO_TARGET_DIR says.
-            (
-                Step(
-                    (
-                        "cargo",
-                        "build",
-                        "--locked",
-                        "--package",
-                        "inferwire-conformance",
-                        "--target-dir",
-                        "target",
-                    )
-                ),
-            ),
-            (Step(("cargo", "test", "--locked", "--target-dir", "target")),),
+            build=(Step("cargo build --locked --package inferwire-conformance --target-dir target"),),
+            test=(Step("cargo test --locked --target-dir target"),),
         ),
         Client(
             "java",
-            ("javac", "mvn"),
-            "a JDK of 17 or newer, and Maven",
-            "target/classpath",
-            (Step(("mvn", "-B", "-q", "test-compile")),),
-            (Step(("mvn", "-B", "-q", "test")),),
+            tools=("javac", "mvn"),
+            source="a JDK of 17 or newer, and Maven",
+            program="target/classpath",
+            build=(Step("mvn -B -q test-compile"),),
+            test=(Step("mvn -B -q test"),),
         ),
         Client(
             "cpp",
-            ("c++", "cmake", "grpc_cpp_plugin", "openssl", "protoc"),
-            "Debian, Ubuntu: the packages of clients/cpp/debian-packages.txt",
-            "build/conformance/inferwire-conformance",
-            (
-                Step(("cmake", "-S", ".", "-B", "build")),
-                Step(("cmake", "--build", "build", "--parallel", _CORES)),
+            tools=("c++", "cmake", "grpc_cpp_plugin", "openssl", "protoc"),
+            source="Debian, Ubuntu: the packages of clients/cpp/debian-packages.txt",
+            program="build/conformance/inferwire-conformance",
+            build=(
+                Step("cmake -S . -B build"),
+                Step(f"cmake --build build --parallel {os.cpu_count() or 1}"),
             ),
-            (Step(("ctest", "--test-dir", "build", "--output-on-failure")),),
+            test=(Step("ctest --test-dir build --output-on-failure"),),
         ),
     )
 }
@@ -211,10 +197,10 @@ def run(client: Client, steps: Sequence[Step], name: str) -> None:
         for step in steps:
             if step.is_done(client.folder):
                 continue
-            log.write(f"$ {' '.join(step.command)}\n")
+            log.write(f"$ {step.command}\n")
             log.flush()
             status = subprocess.call(
-                step.command,
+                shlex.split(step.command),
                 cwd=client.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -224,7 +210,7 @@ def run(client: Client, steps: Sequence[Step], name: str) -> None:
                 tail = path.read_text(errors="replace").splitlines()[-NUM_LOG_LINES_SHOWN:]
                 shown = "".join(f"    {line}\n" for line in tail)
                 raise BuildError(
-                    f"status {status} of `{' '.join(step.command)}`\n{shown}The whole log: {path.relative_to(ROOT)}"
+                    f"status {status} of `{step.command}`\n{shown}The whole log: {path.relative_to(ROOT)}"
                 )
 
 
