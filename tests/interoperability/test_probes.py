@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import hashlib
 import json
 
 import pytest
+
+from inferwire_server.config import Settings
+from inferwire_server.server import Server
+from tests.certificates import Authority
 
 from . import servers, tools
 
@@ -35,7 +40,13 @@ class Verdict(enum.Enum):
         "failure",
         "error: health rpc probe failed: rpc error: code = NotFound",
         3,
-        "error: health rpc failed",
+        "error: health rpc failed: rpc error: code = NotFound",
+    )
+    REFUSED = (
+        "failure",
+        "error: health rpc probe failed: rpc error: code = Unauthenticated",
+        3,
+        "error: health rpc failed: rpc error: code = Unauthenticated",
     )
     NO_ANSWER = (
         "failure",
@@ -65,11 +76,11 @@ async def kubelet(port: int, service: str, seconds: int) -> Verdict:
     raise AssertionError(told)
 
 
-async def health_probe(port: int, service: str, seconds: int) -> Verdict:
+async def health_probe(port: int, service: str, seconds: int, *flags: str) -> Verdict:
     """Asks with grpc_health_probe, which images carry for orchestrators that can only start a program."""
     code, output, errors = await tools.run(
         tools.go(HEALTH_PROBE), f"-addr=127.0.0.1:{port}",
-        f"-service={service}", f"-connect-timeout={seconds}s", f"-rpc-timeout={seconds}s",
+        f"-service={service}", f"-connect-timeout={seconds}s", f"-rpc-timeout={seconds}s", *flags,
     )  # fmt: skip
     for verdict in Verdict:
         _, _, wanted, words = verdict.value
@@ -137,3 +148,36 @@ async def test_probes_see_a_server_recover(tmp_path):
             assert Verdict.UNHEALTHY == await kubelet(server.port, "", PATIENCE_SECONDS)
         await server.until("", servers.SERVING)
         assert READY == await verdicts(kubelet, server.port, PATIENCE_SECONDS)
+
+
+async def test_probes_of_a_server_that_wants_tls_and_keys(tmp_path):
+    """Liveness and readiness need no key, the state of a model does. The kubelet knows no TLS and has a port for itself."""
+    authority = Authority(tmp_path, "authority")
+    key, certificate = authority.issue("server")
+    keys = tmp_path / "keys.toml"
+    keys.write_text(
+        f'[keys.probe]\nsha256 = "{hashlib.sha256(b"secret").hexdigest()}"\nscopes = ["health"]\n'
+    )
+    settings = Settings(
+        address="127.0.0.1:0", scripted=True, probe_address="127.0.0.1:0", keys_file=str(keys),
+        tls_certificate=str(certificate), tls_key=str(key),
+    )  # fmt: skip
+    server = Server(settings)
+    await server.start()
+    try:
+        apart = server.other_addresses["Probes"].port
+        for name in ("liveness", *READINESS):
+            assert Verdict.HEALTHY == await kubelet(apart, name, PATIENCE_SECONDS)
+        assert Verdict.REFUSED == await kubelet(apart, "model/scripted", PATIENCE_SECONDS)
+        assert Verdict.NO_ANSWER == await kubelet(server.port, "liveness", DEFAULT_SECONDS)
+
+        tls = ("-tls", f"-tls-ca-cert={authority.ca}")
+        bearer = "-rpc-header=authorization: Bearer secret"
+        for name in ("liveness", *READINESS):
+            assert Verdict.HEALTHY == await health_probe(server.port, name, PATIENCE_SECONDS, *tls)
+        assert Verdict.REFUSED == await health_probe(server.port, "model/scripted", PATIENCE_SECONDS, *tls)
+        assert Verdict.HEALTHY == await health_probe(
+            server.port, "model/scripted", PATIENCE_SECONDS, *tls, bearer
+        )
+    finally:
+        await server.stop(drain_seconds=0)
