@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from google.rpc import error_details_pb2
 
-from inferwire_server.server import SERVICES
+from inferwire_server.server import INFERENCE_SERVICE, MODEL_SERVICE
 from tests.serving import demo, running
 
 from . import tools
@@ -66,7 +66,11 @@ async def test_buf_curl_lists_every_method():
     """Reflection names the contract, health and itself, and nothing else."""
     async with running() as (server, _):
         code, output, _ = await buf_curl(server.port, "", "--list-methods")
-        ours = [f"{service.full_name}/{method.name}" for service in SERVICES for method in service.methods]
+        ours = [
+            f"{service.full_name}/{method.name}"
+            for service in (INFERENCE_SERVICE, MODEL_SERVICE)
+            for method in service.methods
+        ]
         health = [f"grpc.health.v1.Health/{name}" for name in ("Check", "List", "Watch")]
         own = ["grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"]
         assert (0, sorted([*ours, *health, *own])) == (code, sorted(output.split()))

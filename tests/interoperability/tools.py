@@ -1,13 +1,12 @@
 """The tools that nobody here wrote: builds and installs them once, at the versions that lock files pin.
 
-What a tool needs and is not there is a skip with its reason; where CI is "true" it is a failure.
+What a tool needs and is not there is a skip with its reason; on a build server it is a failure.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import os
 import pathlib
 import shutil
 import subprocess
@@ -15,7 +14,7 @@ from typing import NoReturn
 
 import pytest
 
-from tests.conformance import __main__ as conformance
+from tools import clients
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -25,7 +24,7 @@ BUILD_SECONDS = 540
 
 def lacking(what: str) -> NoReturn:
     """Ends the test: skipped on a developer's machine, failed where everything must be there."""
-    if os.environ.get("CI") == "true":
+    if clients.is_ci():
         pytest.fail(what)
     pytest.skip(what)
 
@@ -60,12 +59,11 @@ def npm() -> pathlib.Path:
 @functools.cache
 def client(language: str) -> pathlib.Path:
     """Returns the conformance program of a client of ours, which the tests of balancing ask."""
-    needed, _ = conformance.BUILDS[language]
-    if not shutil.which(needed):
-        lacking(f"no {needed}")
-    if why := conformance.build(language):
-        pytest.fail(why)
-    return ROOT / "clients" / language / "conformance" / "run"
+    wanted = clients.CLIENTS[language]
+    if problem := wanted.problem():
+        lacking(problem)
+    clients.build(wanted)
+    return wanted.folder / "conformance" / "run"
 
 
 async def run(*command: str | pathlib.Path, folder: pathlib.Path | None = None) -> tuple[int, str, str]:
