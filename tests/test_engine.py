@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from inferwire.v1 import error_reason_pb2
 from inferwire.v1 import inference_pb2 as pb
-from inferwire_server.engine.v1 import engine_pb2
+from inferwire_server.engine.cells import Sharing
 from tests.engine_fakes import CONTEXT_LENGTH, EOS, Bench, kinds_of, make_sequence, saying, text_of
 
 Events = list[pb.StreamCompleteResponse]
@@ -123,6 +123,33 @@ class TestTheLawOfTheStream:
         assert 5 == len(bench.reports)
         assert [4, 8, 12, 16, 0] == [report.cells_used for report in bench.reports]
         assert [1, 1, 1, 1, 0] == [report.running for report in bench.reports]
+
+    def test_a_report_tells_what_the_step_did(self) -> None:
+        """Its tokens, sequences and seconds, and totals that only grow; the second time the prompt comes from the cache."""
+        bench = Bench(lambda context: ord("a"), batch_size=20, sharing=Sharing.PREFIX, step_seconds=0.5)
+        for number in (1, 2):
+            bench.run(make_sequence(number, [5] * 30, max_tokens=3))
+        told = [
+            (
+                report.step_tokens,
+                report.step_sequences,
+                report.step_seconds,
+                report.prompt_tokens_total,
+                report.cached_prompt_tokens_total,
+                report.completion_tokens_total,
+            )
+            for report in bench.reports
+        ]
+        assert [
+            (20, 1, 0.5, 20, 0, 0),
+            (10, 1, 0.5, 30, 0, 1),
+            (1, 1, 0.5, 30, 0, 2),
+            (1, 1, 0.5, 30, 0, 3),
+            (1, 1, 0.5, 31, 29, 4),
+            (1, 1, 0.5, 31, 29, 5),
+            (1, 1, 0.5, 31, 29, 6),
+        ] == told
+        assert {bench.scheduler.cells.num_cells} == {report.cells_total for report in bench.reports}
 
     def test_characters_are_whole(self) -> None:
         """A token that ends inside a character shows nothing until the character is whole."""
@@ -295,7 +322,8 @@ class TestCancel:
         num_reports = len(bench.reports)
         bench.engine.cancel(1)
         bench.engine.run_until_idle()
-        assert [engine_pb2.StepReport()] == bench.reports[num_reports:]
+        (report,) = bench.reports[num_reports:]
+        assert ([], 0) == (list(report.sequences), report.step_tokens)
 
     def test_the_freed_cells_are_told_at_once(self) -> None:
         """Also when nobody is left to step for, the gateway learns that the slot is free."""

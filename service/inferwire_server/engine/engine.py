@@ -6,6 +6,7 @@ the stall between a long prompt and running streams.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import queue
 import time
@@ -20,7 +21,7 @@ from inferwire_server import errors, wire
 
 from .cells import Trim
 from .runner import BatchRejected, Constraint, Runner, SamplerT
-from .scheduler import Allowance, Chunk, Scheduler, StepBudget
+from .scheduler import Allowance, Batch, Chunk, Scheduler, StepBudget
 from .sequence import Sequence
 from .v1 import engine_pb2
 
@@ -28,6 +29,16 @@ log = logging.getLogger(__name__)
 
 Command = Sequence | int | None
 """What the inbox holds: a sequence to begin, the id of one to cancel, or None to stop."""
+
+
+@dataclasses.dataclass
+class Totals:
+    """What was done since the engine began."""
+
+    prompt_tokens: int = 0
+    cached_prompt_tokens: int = 0
+    completion_tokens: int = 0
+    preemptions: int = 0
 
 
 class Engine(Generic[SamplerT]):
@@ -55,6 +66,7 @@ class Engine(Generic[SamplerT]):
         self._sequences: dict[int, Sequence] = {}
         self._samplers: dict[int, SamplerT] = {}
         self._events: defaultdict[int, engine_pb2.SequenceEvents] = defaultdict(engine_pb2.SequenceEvents)
+        self._totals = Totals()
 
     def __repr__(self) -> str:
         return f"<Engine [{self._scheduler!r} | {self._budget!r} | inbox {self._inbox.qsize()}]>"
@@ -101,14 +113,16 @@ class Engine(Generic[SamplerT]):
         is_whole = self._compute(batch.chunks, self._complete) and self._compute(
             batch.embeddings, self._embed
         )
+        seconds = self._clock() - begin
         if is_whole and batch.num_tokens:
             self._budget.observe(
-                num_prompt_tokens=num_prompt_tokens,
-                num_decoding=num_decoding,
-                seconds=self._clock() - begin,
+                num_prompt_tokens=num_prompt_tokens, num_decoding=num_decoding, seconds=seconds
             )
+        if is_whole:
+            self._totals.prompt_tokens += num_prompt_tokens
+        self._totals.preemptions += len(batch.preempted)
         self._tell_queue_positions()
-        self._send()
+        self._send(batch, seconds)
 
     # The inbox.
 
@@ -209,6 +223,8 @@ class Engine(Generic[SamplerT]):
             return
         if sequence.prefilled is None:
             sequence.prefilled = now
+            # Known only now: what another sequence computes meanwhile is shared too.
+            self._totals.cached_prompt_tokens += sequence.num_cached
             if sequence.max_tokens == 0:
                 self._finish(sequence, pb.Completion(finish_reason=pb.FINISH_REASON_LENGTH), now)
                 return
@@ -243,6 +259,7 @@ class Engine(Generic[SamplerT]):
         repeats = bool(sequence.generated) and sequence.generated[-1] == token
         sequence.num_repeats = sequence.num_repeats + 1 if repeats else 1
         sequence.generated.append(token)
+        self._totals.completion_tokens += 1
         if sequence.want_token_ids:
             sequence.pending_token_ids.append(token)
         if sequence.want_logprobs:
@@ -365,13 +382,23 @@ class Engine(Generic[SamplerT]):
             ],
         )
 
-    def _send(self) -> None:
+    def _send(self, batch: Batch | None = None, seconds: float = 0.0) -> None:
+        chunks = [*batch.chunks, *batch.embeddings] if batch else []
+        cells, totals = self._scheduler.cells, self._totals
         report = engine_pb2.StepReport(
             sequences=self._events.values(),
             running=len(self._scheduler.running),
             waiting=len(self._scheduler.waiting),
-            cells_used=self._scheduler.cells.num_used,
-            cells_cached=self._scheduler.cells.num_cached,
+            cells_used=cells.num_used,
+            cells_cached=cells.num_cached,
+            cells_total=cells.num_cells,
+            step_seconds=seconds if chunks else 0.0,
+            step_tokens=sum(len(chunk.tokens) for chunk in chunks),
+            step_sequences=len(chunks),
+            prompt_tokens_total=totals.prompt_tokens,
+            cached_prompt_tokens_total=totals.cached_prompt_tokens,
+            completion_tokens_total=totals.completion_tokens,
+            preemptions_total=totals.preemptions,
         )
         self._events.clear()
         self._emit(report)

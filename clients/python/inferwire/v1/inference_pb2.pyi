@@ -293,7 +293,7 @@ class HealthResponse(_message.Message):
     def __init__(self, version: _Optional[str] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., ready: bool = ..., draining: bool = ..., models: _Optional[_Iterable[_Union[ModelHealth, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
 
 class ModelHealth(_message.Message):
-    __slots__ = ("name", "state", "required", "streams_in_flight", "queue_length", "parallel_sequences", "queue_capacity")
+    __slots__ = ("name", "state", "required", "streams_in_flight", "queue_length", "parallel_sequences", "queue_capacity", "prompt_tokens_total", "completion_tokens_total")
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     REQUIRED_FIELD_NUMBER: _ClassVar[int]
@@ -301,6 +301,8 @@ class ModelHealth(_message.Message):
     QUEUE_LENGTH_FIELD_NUMBER: _ClassVar[int]
     PARALLEL_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     QUEUE_CAPACITY_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_TOKENS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     name: str
     state: _models_pb2.ModelState
     required: bool
@@ -308,7 +310,9 @@ class ModelHealth(_message.Message):
     queue_length: int
     parallel_sequences: int
     queue_capacity: int
-    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[_models_pb2.ModelState, str]] = ..., required: bool = ..., streams_in_flight: _Optional[int] = ..., queue_length: _Optional[int] = ..., parallel_sequences: _Optional[int] = ..., queue_capacity: _Optional[int] = ...) -> None: ...
+    prompt_tokens_total: int
+    completion_tokens_total: int
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[_models_pb2.ModelState, str]] = ..., required: bool = ..., streams_in_flight: _Optional[int] = ..., queue_length: _Optional[int] = ..., parallel_sequences: _Optional[int] = ..., queue_capacity: _Optional[int] = ..., prompt_tokens_total: _Optional[int] = ..., completion_tokens_total: _Optional[int] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("max_message_bytes", "max_prompt_bytes", "max_completion_time")

@@ -122,18 +122,34 @@ class LoadedReport(_message.Message):
     def __init__(self, model: _Optional[_Union[_models_pb2.Model, _Mapping]] = ...) -> None: ...
 
 class StepReport(_message.Message):
-    __slots__ = ("sequences", "running", "waiting", "cells_used", "cells_cached")
+    __slots__ = ("sequences", "running", "waiting", "cells_used", "cells_cached", "cells_total", "step_seconds", "step_tokens", "step_sequences", "prompt_tokens_total", "cached_prompt_tokens_total", "completion_tokens_total", "preemptions_total")
     SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     CELLS_USED_FIELD_NUMBER: _ClassVar[int]
     CELLS_CACHED_FIELD_NUMBER: _ClassVar[int]
+    CELLS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    STEP_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    STEP_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    STEP_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    CACHED_PROMPT_TOKENS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_TOKENS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    PREEMPTIONS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     sequences: _containers.RepeatedCompositeFieldContainer[SequenceEvents]
     running: int
     waiting: int
     cells_used: int
     cells_cached: int
-    def __init__(self, sequences: _Optional[_Iterable[_Union[SequenceEvents, _Mapping]]] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., cells_used: _Optional[int] = ..., cells_cached: _Optional[int] = ...) -> None: ...
+    cells_total: int
+    step_seconds: float
+    step_tokens: int
+    step_sequences: int
+    prompt_tokens_total: int
+    cached_prompt_tokens_total: int
+    completion_tokens_total: int
+    preemptions_total: int
+    def __init__(self, sequences: _Optional[_Iterable[_Union[SequenceEvents, _Mapping]]] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., cells_used: _Optional[int] = ..., cells_cached: _Optional[int] = ..., cells_total: _Optional[int] = ..., step_seconds: _Optional[float] = ..., step_tokens: _Optional[int] = ..., step_sequences: _Optional[int] = ..., prompt_tokens_total: _Optional[int] = ..., cached_prompt_tokens_total: _Optional[int] = ..., completion_tokens_total: _Optional[int] = ..., preemptions_total: _Optional[int] = ...) -> None: ...
 
 class SequenceEvents(_message.Message):
     __slots__ = ("sequence_id", "events", "error", "generated_tokens", "embedded")
