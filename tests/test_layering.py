@@ -76,6 +76,8 @@ def server(*names: str) -> list[str]:
         (["llguidance"], server("engine.grammar")),
         (["click", "rich"], server("cli")),
         (["jinja2"], server("engine.chat")),
+        (["prometheus_client"], server("metrics")),
+        (["opentelemetry"], server("traces")),
     ],
     ids=lambda value: value[0],
 )

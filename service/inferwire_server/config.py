@@ -239,6 +239,9 @@ class Settings(_Frozen, frozen=True):
     drain_seconds: NotNegative = 25.0
     max_completion_seconds: Positive = 600.0
     write_stall_seconds: Positive = 30.0
+    metrics_address: str = ""
+    traces_endpoint: str = ""
+    log_prompts: bool = False
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     engine: EngineSettings = EngineSettings()
@@ -259,6 +262,11 @@ class Settings(_Frozen, frozen=True):
     def admin(self) -> Address | None:
         """Where ModelService listens when it has a port of its own."""
         return Address.parse("admin_address", self.admin_address) if self.admin_address else None
+
+    @property
+    def metrics(self) -> Address | None:
+        """Where /metrics and /healthz are served over HTTP."""
+        return Address.parse("metrics_address", self.metrics_address) if self.metrics_address else None
 
     @property
     def probe(self) -> Address | None:
@@ -384,6 +392,10 @@ def _unknown(key: str, known: list[str]) -> str:
 
 def _check(settings: Settings) -> None:
     _check_ports(settings)
+    if settings.traces_endpoint and not re.fullmatch(r"https?://[^/]+/?", settings.traces_endpoint):
+        raise ConfigError(
+            f"traces_endpoint {settings.traces_endpoint!r} is not http://HOST:PORT or https://HOST:PORT"
+        )
     for name, model in settings.models.items():
         if not re.fullmatch(r"[A-Za-z0-9_.:/-]{1,128}", name):
             raise ConfigError(
@@ -414,12 +426,13 @@ def _check_ports(settings: Settings) -> None:
             f"{key} {str(address)!r} can be reached from other machines, and the traffic would be in the clear; "
             "set tls_certificate and tls_key, say insecure (--insecure) if that is meant, or bind to 127.0.0.1"
         )
-    # Probes are told nothing but names and SERVING or not: they may be in the clear.
-    addresses = [
-        each for each in (settings.main, settings.admin, settings.probe) if each and (each.port or each.path)
-    ]
+    if settings.metrics and settings.metrics.path:
+        raise ConfigError(f"metrics_address {settings.metrics_address!r} is not HOST:PORT")
+    # Probes are told nothing but names and SERVING or not, scrapers names and numbers: they may be in the clear.
+    places = (settings.main, settings.admin, settings.probe, settings.metrics)
+    addresses = [each for each in places if each and (each.port or each.path)]
     if len(set(addresses)) < len(addresses):
-        raise ConfigError("address, admin_address and probe_address must differ")
+        raise ConfigError("address, admin_address, probe_address and metrics_address must differ")
 
 
 def _check_names(settings: Settings) -> None:

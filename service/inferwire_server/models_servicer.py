@@ -50,6 +50,7 @@ class ModelServicer:
 
 def _check_model(name: str, context: Context) -> None:
     """Notes the model, and raises errors.ScopeRequired when it is not the caller's to load or unload."""
+    context.model = name
     context.note(model=name)
     if not context.principal.may_use(name):
         raise errors.ScopeRequired("the key does not allow this model", metadata={"scope": "admin"})

@@ -237,6 +237,14 @@ class Registry:
         """Returns why a model does not answer now; None when it does. Raises errors.ModelNotFound."""
         return self._entry(name).problem
 
+    def knows(self, name: str) -> bool:
+        """Whether a model of this name is listed: what callers make up is not."""
+        return name in self._entries
+
+    def entries(self) -> list[Entry]:
+        """Returns every model as it is kept, to be looked at. From any thread."""
+        return list(self._entries.values())
+
     def capabilities(self, name: str) -> models_pb2.Capabilities:
         """Returns what a model can do, nothing while it is not loaded. Raises errors.ModelNotFound."""
         instance = self._entry(name).instance

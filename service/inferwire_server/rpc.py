@@ -23,10 +23,12 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
+from inferwire.v1 import inference_pb2
 from inferwire_server import errors, status
 from inferwire_server.access import NOBODY, Access
 from inferwire_server.backends.base import HOPS_KEY, Call, Encodable
 from inferwire_server.changes import Changes
+from inferwire_server.pace import Pace
 
 log = structlog.get_logger()
 
@@ -66,8 +68,9 @@ class Transport(Protocol):
 class Context:
     """What a servicer may know of a call."""
 
-    def __init__(self, transport: Transport, method: str) -> None:
+    def __init__(self, transport: Transport, method: str, full_name: str = "") -> None:
         self.method = method
+        self.full_name = full_name
         self.begin = time.monotonic()
         remaining = transport.seconds_left
         self.deadline = None if remaining is None else self.begin + remaining
@@ -80,6 +83,12 @@ class Context:
         self.task = asyncio.current_task()
         self.writing_since: float | None = None
         self.fields: dict[str, str | int | float] = {}
+        # What those who watch the call are told. The model is who answers; the route, who was asked for it.
+        self.model = ""
+        self.route = ""
+        self.usage: inference_pb2.Usage | None = None
+        self.completion: inference_pb2.Completion | None = None
+        self.pace: Pace | None = None
 
     def end_with(self, error: errors.ServingError) -> None:
         """Ends the call with `error`, whatever it waits for. The first end counts."""
@@ -92,11 +101,22 @@ class Context:
         self.fields.update(fields)
 
 
+class Observer(Protocol):
+    """Is told of every call, in the event loop: it must not block."""
+
+    def begin(self, context: Context, metadata: Mapping[str, str | bytes]) -> None:
+        """A call begins."""
+
+    def end(self, context: Context, code: str, reason: str) -> None:
+        """A call has ended, with the name of the status that the caller is told or would have been."""
+
+
 class Gate:
-    """Which calls are let in, and which run. One per server."""
+    """Which calls are let in, and which run. One per server. `observers` are told of all of them."""
 
     def __init__(self, access: Access) -> None:
         self.access = access
+        self.observers: Sequence[Observer] = ()
         self.draining = False
         self.changes = Changes()
         self._running: set[Context] = set()
@@ -108,6 +128,11 @@ class Gate:
     def num_calls(self) -> int:
         """Calls that run now."""
         return len(self._running)
+
+    @property
+    def running(self) -> list[Context]:
+        """The calls that run now. From any thread."""
+        return list(self._running)
 
     def end_calls(self, error: errors.ServingError) -> None:
         """Ends every running call with `error`, whatever it waits for."""
@@ -181,8 +206,8 @@ class Method:
 
     async def answer(self, transport: Transport, read: Callable[[], Message]) -> Message:
         """Returns the response to what `read` returns, or ends the call by `transport.abort`."""
-        context = Context(transport, self.name)
-        async with _boundary(context, transport):
+        context = Context(transport, self.name, self.full_name)
+        async with _boundary(context, transport, self.gate.observers):
             with self.gate.entered(context, transport, self.full_name):
                 response: Message = await self.function(read(), context)
                 return response
@@ -191,8 +216,8 @@ class Method:
 
     async def stream(self, transport: Transport, read: Callable[[], Message]) -> None:
         """Writes the responses to what `read` returns, or ends the call by `transport.abort`."""
-        context = Context(transport, self.name)
-        async with _boundary(context, transport) as written:
+        context = Context(transport, self.name, self.full_name)
+        async with _boundary(context, transport, self.gate.observers) as written:
             with self.gate.entered(context, transport, self.full_name):
                 # Closed here and now, not when the garbage collector comes by: closing is what cancels the work.
                 async with contextlib.aclosing(self.function(read(), context)) as responses:
@@ -270,9 +295,15 @@ class _Written:
 
 
 @contextlib.asynccontextmanager
-async def _boundary(context: Context, transport: Transport) -> AsyncIterator[_Written]:
+async def _boundary(
+    context: Context, transport: Transport, observers: Sequence[Observer]
+) -> AsyncIterator[_Written]:
     """Ends the call with the right status for whatever happens inside."""
     written = _Written()
+    if observers:
+        context.pace = Pace()
+    for observer in observers:
+        observer.begin(context, transport.metadata)
     code = grpc.StatusCode.OK
     reason = ""
     try:
@@ -324,6 +355,8 @@ async def _boundary(context: Context, transport: Transport) -> AsyncIterator[_Wr
             seconds=round(time.monotonic() - context.begin, 4),
             **context.fields,
         )
+        for observer in observers:
+            observer.end(context, code.name, reason)
 
 
 def _cancelled(context: Context) -> tuple[grpc.StatusCode, str]:

@@ -30,6 +30,7 @@ from inferwire_server.ports import AddressInUse, Port
 from inferwire_server.registry import Registry
 from inferwire_server.router import RouteBackend
 from inferwire_server.servicer import InferenceServicer
+from inferwire_server.telemetry import Telemetry
 from inferwire_server.tls import Certificates
 
 log = structlog.get_logger()
@@ -64,6 +65,8 @@ class Server:
             providers=self._providers.values(),
         )
         self.health = health.Health(self.registry)
+        self.telemetry = Telemetry(settings, self.registry, self.gate)
+        self.gate.observers = self.telemetry.observers
         self._ports = self._new_ports()
         self._tasks: list[asyncio.Task[None]] = []
         self._hurry = False
@@ -88,7 +91,9 @@ class Server:
             *(["Administration"] if self.settings.admin else []),
             *(["Probes"] if self.settings.probe else []),
         ]
-        return dict(zip(words, (port.address for port in self._ports[1:]), strict=True))
+        addresses = dict(zip(words, (port.address for port in self._ports[1:]), strict=True))
+        metrics = self.telemetry.metrics_address
+        return {**addresses, **({"Metrics": metrics} if metrics else {})}
 
     def _new_ports(self) -> list[Port]:
         """Returns the ports, the main one first."""
@@ -141,6 +146,7 @@ class Server:
         try:
             for port in self._ports:
                 await port.start()
+            self.telemetry.start()
         except AddressInUse:
             for port in self._ports:
                 await port.stop(0)
@@ -221,6 +227,7 @@ class Server:
             await asyncio.wait(self._tasks)
         for provider in self._providers.values():
             await provider.close()
+        await self.telemetry.close()
         log.info("stopped", version=__version__)
 
     async def _until(self, is_done: Callable[[], bool], seconds: float) -> None:

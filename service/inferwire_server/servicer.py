@@ -58,14 +58,19 @@ class InferenceServicer:
         validation.complete_request(request, max_prompt_bytes=self._max_prompt_bytes)
         with self._leased(request, context) as backend:
             call = context.call = self._call(context, self._time_limit(request))
+            pace = context.pace
             async with contextlib.aclosing(backend.stream(request, call)) as events:
                 async for event in events:
                     kind = event.WhichOneof("event")
                     if kind == "started":
                         # Of a route: who answers in the end.
-                        context.note(backend=as_message(event).started.backend)
+                        started = as_message(event).started
+                        context.model = started.model
+                        context.note(backend=started.backend)
                     elif kind == "completion":
                         _note_completion(context, as_message(event).completion)
+                    elif pace is not None and kind != "progress":
+                        pace.delta()
                     yield event
 
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
@@ -75,6 +80,7 @@ class InferenceServicer:
             call = context.call = self._call(context, self._settings.max_completion_seconds)
             response = await backend.embed(request, call)
             context.tokens_used = response.usage.prompt_tokens
+            context.usage = response.usage
             context.note(prompt_tokens=response.usage.prompt_tokens)
             return response
 
@@ -164,12 +170,14 @@ class InferenceServicer:
         context: Context,
     ) -> Iterator[Backend]:
         """Holds the request's model, and writes the resolved name into the request. Counts what the caller uses."""
+        context.model = request.model or self._registry.default_model
         self._check_model(request.model, context.principal)
         with (
             self._quotas.entered(context.principal) as account,
             self._registry.lease(request.model) as backend,
         ):
-            request.model = request.model or self._registry.default_model
+            request.model = context.model
+            context.route = request.model if backend.candidates else ""
             context.note(model=request.model, backend=backend.id)
             try:
                 yield backend
@@ -215,6 +223,8 @@ class InferenceServicer:
             queue_length=occupancy.queue_length,
             parallel_sequences=occupancy.parallel_sequences,
             queue_capacity=occupancy.queue_capacity,
+            prompt_tokens_total=occupancy.prompt_tokens_total,
+            completion_tokens_total=occupancy.completion_tokens_total,
         )
 
 
@@ -255,6 +265,7 @@ def _default_model(backends: Sequence[Backend | Provider], models: Sequence[str]
 
 def _note_completion(context: Context, completion: pb.Completion) -> None:
     context.tokens_used = completion.usage.prompt_tokens + completion.usage.completion_tokens
+    context.completion, context.usage = completion, completion.usage
     context.note(
         finish_reason=pb.FinishReason.Name(completion.finish_reason).removeprefix("FINISH_REASON_"),
         prompt_tokens=completion.usage.prompt_tokens,

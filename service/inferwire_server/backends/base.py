@@ -42,7 +42,7 @@ class Call:
 
 @dataclasses.dataclass(frozen=True)
 class Occupancy:
-    """How busy a backend is."""
+    """How busy a backend is, and what it has done since it was made: tokens read, those from a cache left out, and written."""
 
     streams_in_flight: int = 0
     sequences_running: int = 0
@@ -50,6 +50,8 @@ class Occupancy:
     parallel_sequences: int = 0
     queue_capacity: int = 0
     cells_used: int = 0
+    prompt_tokens_total: int = 0
+    completion_tokens_total: int = 0
 
 
 # Metadata that counts the servers of ours that a request has passed.

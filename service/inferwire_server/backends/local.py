@@ -25,6 +25,7 @@ from inferwire.v1 import inference_pb2 as pb
 from inferwire.v1 import models_pb2
 from inferwire_server import errors, wire
 from inferwire_server.config import EngineSettings
+from inferwire_server.distribution import Distribution
 from inferwire_server.engine.v1 import engine_pb2
 from inferwire_server.files import ModelFile
 
@@ -51,6 +52,24 @@ NUM_LOG_LINES_KEPT = 20
 WATCH_INTERVAL_SECONDS = 0.5
 
 Progress = Callable[[models_pb2.LoadProgress], None]
+
+
+class Steps:
+    """How long the steps of an engine took, and how much each computed."""
+
+    def __init__(self) -> None:
+        self.seconds = Distribution(
+            (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+        )
+        self.tokens = Distribution([2.0**power for power in range(12)])
+        self.sequences = Distribution([2.0**power for power in range(7)])
+
+    def add(self, report: engine_pb2.StepReport) -> None:
+        """Counts a step that computed something."""
+        if report.step_tokens:
+            self.seconds.add(report.step_seconds)
+            self.tokens.add(report.step_tokens)
+            self.sequences.add(report.step_sequences)
 
 
 class LocalBackend:
@@ -95,6 +114,7 @@ class LocalBackend:
         self._embeddings: dict[int, asyncio.Future[engine_pb2.Embedded]] = {}
         self._last_report = time.monotonic()
         self._last_step = engine_pb2.StepReport()
+        self.steps = Steps()
         self._end: errors.ServingError | None = None
         self._is_unloading = False
         self._stderr: deque[str] = deque(maxlen=NUM_LOG_LINES_KEPT)
@@ -178,6 +198,11 @@ class LocalBackend:
         """The engine process, once it was started."""
         return self._process.pid if self._process else None
 
+    @property
+    def last_step(self) -> engine_pb2.StepReport:
+        """What the process told last."""
+        return self._last_step
+
     # Questions.
 
     @property
@@ -205,6 +230,8 @@ class LocalBackend:
             parallel_sequences=self._info.config.parallel_sequences if self._info else 0,
             queue_capacity=self._settings.queue_capacity,
             cells_used=self._last_step.cells_used,
+            prompt_tokens_total=self._last_step.prompt_tokens_total,
+            completion_tokens_total=self._last_step.completion_tokens_total,
         )
 
     @property
@@ -464,6 +491,7 @@ class LocalBackend:
         match report.WhichOneof("report"):
             case "step":
                 self._last_step = report.step
+                self.steps.add(report.step)
                 for entry in report.step.sequences:
                     self._take_events(entry)
             case "refused":

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import secrets
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import ClassVar, TypeVar
 
@@ -90,6 +91,8 @@ class Provider(abc.ABC):
         )
         self._problem: errors.ServingError | None = None
         self._answered_at = -1e9
+        self.num_attempts = 0
+        self.failures: Counter[str] = Counter()
         self._backends: dict[str, RemoteBackend] = {}
 
     def __repr__(self) -> str:
@@ -198,9 +201,11 @@ class Provider(abc.ABC):
         permit = self.breaker.admit()
         if permit is None:
             raise self._left_alone(self.breaker.retry_after_seconds)
+        self.num_attempts += 1
         try:
             yield permit
         except _FAILURES as error:
+            self.failures[error.reason] += 1
             permit.failed()
             if isinstance(error, errors.UpstreamUnavailable):
                 self._tell(error.copy())
@@ -211,6 +216,7 @@ class Provider(abc.ABC):
             raise
         except errors.ServingError as error:
             # It answered, if only to refuse.
+            self.failures[error.reason] += 1
             permit.succeeded()
             if isinstance(error, _PROBLEMS):
                 self._tell(error.copy())
@@ -265,6 +271,8 @@ class RemoteBackend:
         self.model = model
         self._num_streams = 0
         self._limited_until = 0.0
+        self.prompt_tokens_total = 0
+        self.completion_tokens_total = 0
 
     def __repr__(self) -> str:
         return f"<RemoteBackend {self.provider.id}/{self.model} [streams {self._num_streams}]>"
@@ -297,7 +305,11 @@ class RemoteBackend:
     @property
     def occupancy(self) -> Occupancy:
         """How many streams it answers; whether they wait there, nobody tells."""
-        return Occupancy(streams_in_flight=self._num_streams)
+        return Occupancy(
+            streams_in_flight=self._num_streams,
+            prompt_tokens_total=self.prompt_tokens_total,
+            completion_tokens_total=self.completion_tokens_total,
+        )
 
     @property
     def problem(self) -> errors.ServingError | None:
@@ -319,7 +331,9 @@ class RemoteBackend:
 
     async def embed(self, request: pb.EmbedRequest, call: Call) -> pb.EmbedResponse:
         """See `Backend.embed`."""
-        return await self._ask(self.provider.embed, request, call)
+        response = await self._ask(self.provider.embed, request, call)
+        self.prompt_tokens_total += response.usage.prompt_tokens
+        return response
 
     async def count_tokens(self, request: pb.CompleteRequest, call: Call) -> pb.CountTokensResponse:
         """See `Backend.count_tokens`. Most providers refuse."""
@@ -489,6 +503,7 @@ class _Answer:
         self._last_at = time.monotonic()
         if kind != "progress":
             self._call.tokens_emitted += 1
+            self._backend.completion_tokens_total += 1
             self._first_at = self._first_at or self._last_at
 
     def _start(self) -> pb.StreamCompleteResponse:
@@ -518,6 +533,10 @@ class _Answer:
     def _finished(self) -> pb.Completion:
         completion, now = self._completion, time.monotonic()
         assert completion is not None, "the deltas left it"
+        usage = completion.usage
+        self._backend.prompt_tokens_total += max(0, usage.prompt_tokens - usage.cached_prompt_tokens)
+        # A delta was counted as a token; now the provider has told how many there were.
+        self._backend.completion_tokens_total += max(0, usage.completion_tokens - self._call.tokens_emitted)
         timing = completion.timing
         timing.total.FromNanoseconds(int((now - self._begin) * 1e9))
         if self._first_at is not None:

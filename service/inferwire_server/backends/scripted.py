@@ -111,6 +111,7 @@ class ScriptedBackend:
         self.default_model = models[0]
         self._instance_id = secrets.token_hex(8)
         self._num_streams = 0
+        self.completion_tokens_total = 0
 
     def __repr__(self) -> str:
         return f"<ScriptedBackend [{', '.join(self.available_models)} | streams {self._num_streams}]>"
@@ -118,7 +119,9 @@ class ScriptedBackend:
     @property
     def occupancy(self) -> Occupancy:
         """How many streams it answers; it never queues."""
-        return Occupancy(streams_in_flight=self._num_streams)
+        return Occupancy(
+            streams_in_flight=self._num_streams, completion_tokens_total=self.completion_tokens_total
+        )
 
     async def stream(
         self, request: pb.CompleteRequest, call: Call
@@ -127,7 +130,7 @@ class ScriptedBackend:
         _check_supported(request)
         self._num_streams += 1
         try:
-            answer = _Answer(request, call, self._instance_id)
+            answer = _Answer(self, request, call, self._instance_id)
             async for event in answer.events():
                 yield event
         finally:
@@ -164,8 +167,11 @@ class ScriptedBackend:
 class _Answer:
     """One answer: the script played under the request's own rules."""
 
-    def __init__(self, request: pb.CompleteRequest, call: Call, instance_id: str) -> None:
+    def __init__(
+        self, backend: ScriptedBackend, request: pb.CompleteRequest, call: Call, instance_id: str
+    ) -> None:
         stopping = request.stopping
+        self._backend = backend
         self._request = request
         self._call = call
         self._begin = time.monotonic()
@@ -233,6 +239,7 @@ class _Answer:
                 if event.delay_seconds is not None:
                     continue
                 self._num_tokens += 1
+                self._backend.completion_tokens_total += 1
                 self._call.tokens_emitted = self._num_tokens
                 self._called_tool = self._called_tool or event.tool_call is not None
                 if event.text is not None and self._has_stops:

@@ -77,6 +77,10 @@ def _model(
 @click.option(
     "--reflection/--no-reflection", default=None, help="Serve reflection.  [default: on loopback only]"
 )
+@click.option(
+    "--metrics-address", metavar="HOST:PORT", help="Where to serve /metrics for Prometheus, and /healthz."
+)
+@click.option("--traces-endpoint", metavar="URL", help="Where to send traces: OTLP over gRPC.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), help="How to log.  [default: text]")
 @click.option(
     "--log-level",
