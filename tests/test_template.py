@@ -102,15 +102,14 @@ class TestFeatures:
         assert re.fullmatch(r"\d\d \w+ \d{4}", render("{{ strftime_now('%d %b %Y') }}"))
 
     def test_raise_exception_carries_the_templates_words(self) -> None:
-        """The template's own refusal goes to the log, whole enough to help, and never to the caller."""
+        """The template's own refusal goes to the log, as far as it quotes nobody, and never to the caller."""
         template = ChatTemplate(
-            "{% if messages | length > 1 %}{{ raise_exception('Roles must alternate ' ~ 'x' * 2000) }}{% endif %}",
+            "{% if messages | length > 1 %}{{ raise_exception('Roles must alternate: ' ~ messages[0].content) }}{% endif %}",
             bos="", eos="", max_bytes=MAX_BYTES,
         )  # fmt: skip
         with pytest.raises(errors.TemplateRejected) as caught:
             template.render(CHAT * 2)
-        assert caught.value.detail.startswith("Roles must alternate")
-        assert 1000 == len(caught.value.detail)
+        assert "Roles must alternate: " == caught.value.detail
         assert "Roles" not in caught.value.message
 
     def test_tools(self) -> None:

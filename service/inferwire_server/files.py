@@ -87,7 +87,9 @@ def _open_beneath(root: pathlib.Path, parts: Sequence[str]) -> int:
                 fd = os.open(part, flags, dir_fd=fd)
         except (OSError, UnicodeError) as error:
             # No file system holds a name that is not text.
-            raise _not_found(str(error)) from error
+            # Not its own words, which quote the caller's path.
+            reason = error.strerror if isinstance(error, OSError) else None
+            raise _not_found(reason or type(error).__name__) from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise _not_found("not a regular file")

@@ -164,6 +164,8 @@ class Server:
                 for provider in self._providers.values()
             ),
         ]
+        if self.settings.log_prompts:
+            log.warning("prompts_are_logged")
         for name in self._to_load:
             self.registry.begin_load(models_pb2.LoadRequest(model=name))
 

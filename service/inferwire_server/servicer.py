@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 
+from google.protobuf import json_format
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from inferwire.gather import Gatherer
@@ -59,25 +60,30 @@ class InferenceServicer:
         with self._leased(request, context) as backend:
             call = context.call = self._call(context, self._time_limit(request))
             pace = context.pace
-            async with contextlib.aclosing(backend.stream(request, call)) as events:
-                async for event in events:
-                    kind = event.WhichOneof("event")
-                    if kind == "started":
-                        # Of a route: who answers in the end.
-                        started = as_message(event).started
-                        context.model = started.model
-                        context.note(backend=started.backend)
-                    elif kind == "completion":
-                        _note_completion(context, as_message(event).completion)
-                    elif pace is not None and kind != "progress":
-                        pace.delta()
-                    yield event
+            with self._prompts_logged(request, context) as said:
+                async with contextlib.aclosing(backend.stream(request, call)) as events:
+                    async for event in events:
+                        kind = event.WhichOneof("event")
+                        if kind == "started":
+                            # Of a route: who answers in the end.
+                            started = as_message(event).started
+                            context.model = started.model
+                            context.note(backend=started.backend)
+                        elif kind == "completion":
+                            _note_completion(context, as_message(event).completion)
+                        elif pace is not None and kind != "progress":
+                            pace.delta()
+                        if said is not None:
+                            said.append(_words(as_message(event)))
+                        yield event
 
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
         """Asks the model's backend."""
         validation.embed_request(request, max_prompt_bytes=self._max_prompt_bytes)
         with self._leased(request, context) as backend:
             call = context.call = self._call(context, self._settings.max_completion_seconds)
+            if self._settings.log_prompts:
+                context.note(prompt="\n".join(request.inputs))
             response = await backend.embed(request, call)
             context.tokens_used = response.usage.prompt_tokens
             context.usage = response.usage
@@ -197,6 +203,19 @@ class InferenceServicer:
         name = self._registry.default_model
         return name if principal.may_use(name) else ""
 
+    @contextlib.contextmanager
+    def _prompts_logged(self, request: pb.CompleteRequest, context: Context) -> Iterator[list[str] | None]:
+        """Notes what a caller wrote, and at the end what is in the list. None unless the operator wants it in the log."""
+        if not self._settings.log_prompts:
+            yield None
+            return
+        context.note(prompt=_prompt_text(request))
+        said: list[str] = []
+        try:
+            yield said
+        finally:
+            context.note(completion="".join(said))
+
     def _time_limit(self, request: pb.CompleteRequest) -> float:
         limit = self._settings.max_completion_seconds
         if request.stopping.HasField("time_limit"):
@@ -271,3 +290,31 @@ def _note_completion(context: Context, completion: pb.Completion) -> None:
         prompt_tokens=completion.usage.prompt_tokens,
         completion_tokens=completion.usage.completion_tokens,
     )
+
+
+def _prompt_text(request: pb.CompleteRequest) -> str:
+    """Returns what a caller wrote, as text; of images only that they are there."""
+    if request.WhichOneof("input") == "prompt":
+        return request.prompt
+    chat = pb.Chat()
+    chat.CopyFrom(request.chat)
+    for message in chat.messages:
+        for part in message.parts:
+            if part.HasField("image"):
+                part.image.ClearField("data")
+            for image in part.tool_result.images if part.HasField("tool_result") else ():
+                image.ClearField("data")
+    return json_format.MessageToJson(chat, indent=None, ensure_ascii=False, preserving_proto_field_name=True)
+
+
+def _words(event: pb.StreamCompleteResponse) -> str:
+    """Returns what a model said in an event."""
+    match event.WhichOneof("event"):
+        case "text":
+            return event.text.text
+        case "reasoning":
+            return event.reasoning.text
+        case "tool_call":
+            return event.tool_call.name + event.tool_call.arguments
+        case _:
+            return ""

@@ -253,8 +253,13 @@ def retry_after_seconds(headers: Mapping[str, str], now: Callable[[], float] = t
 
 
 def _unreachable(error: Exception) -> errors.UpstreamUnavailable:
-    return errors.UpstreamUnavailable(
-        "the provider cannot be reached", detail=f"{type(error).__name__}: {error}"
+    return errors.UpstreamUnavailable("the provider cannot be reached", detail=_words_of(error))
+
+
+def _words_of(error: Exception) -> str:
+    """Returns what the log keeps of a failure to connect. Others may quote a header, and with it the key."""
+    return (
+        f"{type(error).__name__}: {error}" if isinstance(error, httpx.ConnectError) else type(error).__name__
     )
 
 

@@ -431,7 +431,7 @@ class LocalBackend:
                 for payload in frames.feed(data):
                     self._take(engine_pb2.Report.FromString(payload))
         except OSError as error:
-            log.info("engine_socket_failed", model=self.model, error=str(error))
+            log.info("engine_socket_failed", model=self.model, error=error.strerror)
         self._fail_all(
             errors.EngineCrashed(
                 "the engine process ended; it is being started again", metadata={"model": self.model}
@@ -461,6 +461,9 @@ class LocalBackend:
             if not line:
                 return
             text = line.decode("utf-8", "replace").rstrip()
+            for file in (self._file, *self._adapters):
+                # Where the operator keeps the file is nobody's business who reads the log.
+                text = text.replace(str(file.path), file.name)
             self._stderr.append(text)
             log.debug("engine", model=self.model, line=text)
 

@@ -110,7 +110,7 @@ def serve(config: pathlib.Path | None, model_roots: tuple[str, ...], **flags: An
         settings = configuration.load(config, flags={**flags, "model_roots": list(model_roots) or None})
     except configuration.ConfigError as error:
         raise _CannotServe(str(error)) from error
-    logs.configure(format=settings.log_format, level=settings.log_level)
+    logs.configure(format=settings.log_format, level=settings.log_level, log_prompts=settings.log_prompts)
 
     async def run() -> None:
         # Made inside the loop that it will live in, as grpc.aio asks.

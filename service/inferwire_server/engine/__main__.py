@@ -17,8 +17,9 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from inferwire.v1 import inference_pb2 as pb
 from inferwire.v1 import models_pb2
@@ -252,7 +253,7 @@ def _told(error: Exception) -> errors.ServingError:
     if isinstance(error, errors.ServingError):
         return error
     log.error("the intake failed", exc_info=error)
-    return errors.Internal("internal error", detail=repr(error))
+    return errors.Internal("internal error", detail=type(error).__name__)
 
 
 def _warm_up_sequence(num_tokens: int, *, embeds: bool) -> Sequence:
@@ -286,8 +287,19 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Wordless("%(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    sys.excepthook = lambda type, error, trace: log.critical("the engine failed", exc_info=error)
     sys.exit(EngineProcess(socket.socket(fileno=fd)).run())
+
+
+class _Wordless(logging.Formatter):
+    """Tells where an exception came from, and not what it says: that may quote a prompt, and goes into the server's log."""
+
+    def formatException(self, ei: Any) -> str:
+        kind, _, trace = ei
+        return f"{''.join(traceback.format_tb(trace))}{kind.__qualname__}"
 
 
 if __name__ == "__main__":

@@ -139,7 +139,9 @@ class Constraint:
 
     def _check(self) -> None:
         if self.matcher.is_error():
-            raise _too_complex(self._field, self.matcher.get_error())
+            # Its words may quote the caller's grammar.
+            limit = _LIMIT_WORDS.search(self.matcher.get_error())
+            raise _too_complex(self._field, limit[0] if limit else "")
 
 
 def _num_mask_words(num_vocab: int) -> int:

@@ -43,6 +43,10 @@ class Refused(Exception):
     """The template, or the sandbox on its behalf, refuses the conversation; the words say why."""
 
 
+class RefusedByTemplate(Refused):
+    """The template's own words, in which those of the conversation may be."""
+
+
 class Allowance:
     """What one rendering may still spend: bytes of new values, and time."""
 
@@ -284,7 +288,7 @@ def _is_sized(value: Any) -> bool:
 
 
 def _raise_exception(message: str) -> None:
-    raise Refused(str(message)[:1000])
+    raise RefusedByTemplate(str(message)[:1000])
 
 
 def _strftime_now(format: str) -> str:

@@ -7,12 +7,13 @@ what templates of the field use, as Hugging Face Transformers' `apply_chat_templ
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from inferwire_server import errors
 
-from .sandbox import Allowance, Environment, Refused, fixed_clock
+from .sandbox import Allowance, Environment, Refused, RefusedByTemplate, fixed_clock
 
 MAX_RENDER_SECONDS = 1.0
 # New values of one rendering, bytes: so many times the largest prompt, for what a template builds on its way there.
@@ -72,6 +73,10 @@ class ChatTemplate:
                 if size > self._max_bytes:
                     raise Refused("the rendered conversation exceeds the server's limit")
                 pieces.append(piece)
+        except RefusedByTemplate as error:
+            raise errors.TemplateRejected(
+                "the model's chat template refuses this conversation", detail=self._own_words(str(error))
+            ) from error
         except Refused as error:
             raise errors.TemplateRejected(
                 "the model's chat template refuses this conversation", detail=str(error)
@@ -79,9 +84,16 @@ class ChatTemplate:
         except Exception as error:
             # Whatever untrusted code can raise is the conversation's or the template's fault, not the engine's.
             raise errors.TemplateRejected(
-                "the model's chat template fails on this conversation", detail=repr(error)
+                "the model's chat template fails on this conversation", detail=type(error).__name__
             ) from error
         return "".join(pieces)
+
+    def _own_words(self, text: str) -> str:
+        """Returns how a text begins, as far as it stands in the template: behind that a conversation may be quoted."""
+        length = bisect.bisect_left(
+            range(len(text)), True, key=lambda end: text[: end + 1] not in self._source
+        )
+        return text[:length]
 
     def knows(self, variable: str) -> bool:
         """Whether the template speaks of a variable."""
