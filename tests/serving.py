@@ -39,7 +39,7 @@ async def running(
     """Yields a server whose models are READY, and a client of it. At the end nothing may be held any more."""
     server = Server(
         Settings(
-            address="127.0.0.1:0",
+            address=settings.pop("address", "127.0.0.1:0"),
             models=dict(models or {}),
             scripted=settings.pop("scripted", not models),
             engine=engine or EngineSettings(),

@@ -44,6 +44,7 @@ CALLS = [
     ["tokens", "Hi"],
     ["health"],
     ["health", "--service", "liveness"],
+    ["top", "--once"],
 ]
 
 

@@ -18,6 +18,7 @@ COMMANDS = {
     "unload": "Take a model out of the server's memory.",
     "tokens": "Count and show the tokens of a text.",
     "health": "Say whether the server is ready.",
+    "top": "Watch the models and what they do.",
     "key": "Make a key for a caller.",
 }
 

@@ -14,7 +14,7 @@ from inferwire.v1.models_pb2 import Model, ModelState
 from inferwire_server.cli.connection import Connection, connects
 from inferwire_server.cli.terminal import ctrl_c_cancels, enum_word, print_json, size, visible
 
-_STYLES = {
+STYLES = {
     ModelState.MODEL_STATE_READY: "green",
     ModelState.MODEL_STATE_LOADING: "yellow",
     ModelState.MODEL_STATE_DRAINING: "yellow",
@@ -65,7 +65,7 @@ def table(models: Iterable[Model], default_model: str) -> Table:
                 Text(visible(cell), style=style)
                 for cell, style in (
                     (model.name + mark, "bold"),
-                    (state(model), _STYLES.get(model.state, "")),
+                    (state(model), STYLES.get(model.state, "")),
                     (", ".join(model.candidates) or model.backend, ""),
                     (model.quantization, ""),
                     (str(model.context_length or ""), ""),
