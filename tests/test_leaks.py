@@ -27,6 +27,7 @@ from inferwire import AsyncClient
 from inferwire.v1 import inference_pb2 as pb
 from inferwire.v1 import models_pb2
 from inferwire_server.models import demo_model_path
+from tests.collector import collecting
 from tests.providers.asking import chat
 from tests.providers.openai import OpenAIWire
 from tests.providers.server import Reply, Script, ScriptedProvider, Text, provider
@@ -277,13 +278,16 @@ def found(texts: list[str], *words: str) -> list[str]:
 
 @pytest.mark.parametrize("format", ["text", "json"])
 async def test_nothing_leaks(format, tmp_path):
-    """Not into the log, a number, a status that is none of the caller's business, or the environment of an engine."""
+    """Not into the log, a number, a span, a status that is none of the caller's business, or the environment of an engine."""
     async with (
+        collecting() as collector,
         provider(OpenAIWire()) as upstream,
-        serving(tmp_path, upstream, log_format=format) as run,
+        serving(tmp_path, upstream, log_format=format, traces_endpoint=collector.url) as run,
     ):
         await talk(run, upstream)
         environment = pathlib.Path(f"/proc/{run.process.pid}/environ").read_text()
+    # The server's end has sent every span that there was.
+    run.texts.append(str(collector.requests))
     log = run.log.read_text()
     (answer,) = run.answers
     assert [] == found([log, *run.texts], PROMPT, ANSWER, WORD, *SECRETS, answer[:20])
@@ -300,19 +304,24 @@ async def test_nothing_leaks(format, tmp_path):
     ):
         assert reason in log
     assert "llama_model_loader" in log
+    assert len(collector.spans) > 50
     assert [KEY, ENVIRONMENT] == found([environment], KEY, ENVIRONMENT)
 
 
 async def test_the_search_finds(tmp_path):
     """With `log_prompts` the log has prompts and answers, and still no secret. Numbers never have."""
     async with (
+        collecting() as collector,
         provider(OpenAIWire()) as upstream,
-        serving(tmp_path, upstream, log_prompts=True, log_format="json") as run,
+        serving(
+            tmp_path, upstream, log_prompts=True, log_format="json", traces_endpoint=collector.url
+        ) as run,
     ):
         await talk(run, upstream)
     log = run.log.read_text()
     assert [PROMPT, ANSWER] == found([log], PROMPT, ANSWER, *SECRETS)
     assert [] == found(run.texts, PROMPT, ANSWER, WORD, *SECRETS)
+    assert [PROMPT, ANSWER] == found([str(collector.requests)], PROMPT, ANSWER, *SECRETS)
     lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
     calls = [line for line in lines if line["event"] == "rpc" and line.get("model") == "demo"]
     assert {f"Tell {PROMPT}", PROMPT} <= {line.get("prompt") for line in calls}

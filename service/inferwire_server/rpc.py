@@ -26,7 +26,7 @@ from google.protobuf.message_factory import GetMessageClass
 from inferwire.v1 import inference_pb2
 from inferwire_server import errors, status
 from inferwire_server.access import NOBODY, Access
-from inferwire_server.backends.base import HOPS_KEY, Call, Encodable
+from inferwire_server.backends.base import HOPS_KEY, Call, Encodable, Trace
 from inferwire_server.changes import Changes
 from inferwire_server.pace import Pace
 
@@ -89,6 +89,8 @@ class Context:
         self.usage: inference_pb2.Usage | None = None
         self.completion: inference_pb2.Completion | None = None
         self.pace: Pace | None = None
+        self.operation = ""
+        self.trace: Trace | None = None
 
     def end_with(self, error: errors.ServingError) -> None:
         """Ends the call with `error`, whatever it waits for. The first end counts."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 
 from google.protobuf import json_format
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from inferwire.gather import Gatherer
@@ -177,6 +178,7 @@ class InferenceServicer:
     ) -> Iterator[Backend]:
         """Holds the request's model, and writes the resolved name into the request. Counts what the caller uses."""
         context.model = request.model or self._registry.default_model
+        context.operation = _operation(request)
         self._check_model(request.model, context.principal)
         with (
             self._quotas.entered(context.principal) as account,
@@ -230,6 +232,7 @@ class InferenceServicer:
             time_limit=context.begin + limit,
             deadline=context.deadline,
             hops=context.hops,
+            trace=context.trace,
         )
 
     def _health(self, model: models_pb2.Model) -> pb.ModelHealth:
@@ -290,6 +293,13 @@ def _note_completion(context: Context, completion: pb.Completion) -> None:
         prompt_tokens=completion.usage.prompt_tokens,
         completion_tokens=completion.usage.completion_tokens,
     )
+
+
+def _operation(request: Message) -> str:
+    """Returns OpenTelemetry's word for what is asked; empty where it has none."""
+    if isinstance(request, pb.CompleteRequest):
+        return "chat" if request.HasField("chat") else "text_completion"
+    return "embeddings" if isinstance(request, pb.EmbedRequest) else ""
 
 
 def _prompt_text(request: pb.CompleteRequest) -> str:

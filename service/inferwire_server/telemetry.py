@@ -6,13 +6,17 @@ Without such settings nothing is made, and a call costs what it cost.
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
-from inferwire_server.config import Address, Settings
+from inferwire_server.config import Address, ConfigError, Settings
 from inferwire_server.metrics import Metrics
 from inferwire_server.ports import AddressInUse
 from inferwire_server.registry import Registry
 from inferwire_server.rpc import Gate, Observer
 from inferwire_server.scrape import ScrapePort
+
+if TYPE_CHECKING:
+    from inferwire_server.traces import Traces
 
 
 class Telemetry:
@@ -23,10 +27,13 @@ class Telemetry:
         self._metrics = Metrics(registry, gate) if settings.metrics else None
         self._port: ScrapePort | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self.observers: tuple[Observer, ...] = (self._metrics,) if self._metrics else ()
+        self._traces = _traces(settings)
+        self.observers: tuple[Observer, ...] = tuple(
+            each for each in (self._metrics, self._traces) if each is not None
+        )
 
     def __repr__(self) -> str:
-        return f"<Telemetry [{self._port!r} | {self._metrics!r}]>"
+        return f"<Telemetry [{self._port!r} | {self._metrics!r} | {self._traces!r}]>"
 
     @property
     def metrics_port(self) -> int:
@@ -53,3 +60,19 @@ class Telemetry:
             await asyncio.wait(self._tasks)
         if self._port is not None:
             await asyncio.to_thread(self._port.close)
+        if self._traces is not None:
+            await self._traces.close()
+
+
+def _traces(settings: Settings) -> Traces | None:
+    """Returns what traces, if the settings say where to. Raises ConfigError when its libraries are not there."""
+    if not settings.traces_endpoint:
+        return None
+    try:
+        # Imported late: an extra, and half a second.
+        from inferwire_server.traces import Traces
+    except ImportError as error:
+        raise ConfigError(
+            f"traces_endpoint needs a library that is not installed ({error.name}): pip install 'inferwire-server[otel]'"
+        ) from error
+    return Traces(settings.traces_endpoint, settings.main, log_prompts=settings.log_prompts)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Literal, Protocol, get_args
 
 from google.protobuf.message import DecodeError
@@ -14,12 +16,30 @@ from inferwire.v1 import models_pb2
 from inferwire_server import errors
 
 
+@dataclasses.dataclass(frozen=True)
+class Attempt:
+    """A request that is sent to a model elsewhere. `operation` is a word of OpenTelemetry's conventions, such as "chat"."""
+
+    backend: str
+    type: str
+    base_url: str
+    model: str
+    operation: str
+
+
+class Trace(Protocol):
+    """The trace of a call, where there is one."""
+
+    def attempted(self, attempt: Attempt) -> AbstractContextManager[Mapping[str, str]]:
+        """Keeps an attempt for as long as it lasts; yields the headers by which the other side goes on with the trace."""
+
+
 @dataclasses.dataclass
 class Call:
     """What a request brings beside its message. Times are seconds of `time.monotonic`.
 
     The backend keeps `tokens_emitted` true while it streams; a failure tells it. `hops` is how many servers of ours the
-    request has passed already.
+    request has passed already. `headers` are sent on by who asks another service: those of the trace, while an attempt lasts.
     """
 
     request_id: str
@@ -28,6 +48,17 @@ class Call:
     deadline: float | None = None
     tokens_emitted: int = 0
     hops: int = 0
+    trace: Trace | None = None
+    headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def attempt(self, attempt: Attempt) -> Iterator[None]:
+        """Traces an attempt, where the call is traced."""
+        if self.trace is None:
+            yield
+            return
+        with self.trace.attempted(attempt) as self.headers:
+            yield
 
     @property
     def time_limit_seconds(self) -> float:

@@ -82,6 +82,7 @@ class HttpProvider(Provider):
         if not base_url:
             raise ConfigError("base_url must be set")
         self._key = settings.read_key()
+        self.base_url = base_url
         self.http = HttpClient(settings, base_url, self._authorization)
 
     # What an adapter fills in.
@@ -125,7 +126,7 @@ class HttpProvider(Provider):
     ) -> AsyncGenerator[pb.StreamCompleteResponse]:
         """See `Provider.answer`."""
         message, parser = self.completion(request, model)
-        async with self.http.stream(message) as response:
+        async with self.http.stream(_traced(message, call)) as response:
             if response.status != 200:
                 raise await self._failure(response)
             if response.media_type not in self.media_types:
@@ -141,7 +142,7 @@ class HttpProvider(Provider):
 
     async def embed(self, request: pb.EmbedRequest, model: str, call: Call) -> pb.EmbedResponse:
         """See `Provider.embed`."""
-        response = await self._fetch(self.embedding(request, model))
+        response = await self._fetch(_traced(self.embedding(request, model), call))
         try:
             return self.embedded(request, response.body)
         except UNREADABLE as error:
@@ -190,6 +191,16 @@ class HttpProvider(Provider):
 
     def _authorization(self) -> Mapping[str, str]:
         return self.authorization(self._key.reveal()) if self._key else {}
+
+
+def _traced(request: HttpRequest, call: Call) -> HttpRequest:
+    """Returns a request that carries the trace on. Of `tracestate` others than we make use, and it is the caller's."""
+    parent = call.headers.get("traceparent")
+    return (
+        dataclasses.replace(request, headers={**request.headers, "traceparent": parent})
+        if parent
+        else request
+    )
 
 
 def failure(refusal: Refusal, retry_after_seconds: float | None = None) -> errors.ServingError:

@@ -214,7 +214,8 @@ class Inferwire(Provider):
         raise _Behind(found) if told.reason in _BEHIND else found
 
     def _call_metadata(self, call: Call) -> tuple[tuple[str, str], ...]:
-        return (*self._metadata, (_REQUEST_ID_KEY, call.request_id), (HOPS_KEY, str(call.hops + 1)))
+        own = ((_REQUEST_ID_KEY, call.request_id), (HOPS_KEY, str(call.hops + 1)))
+        return (*self._metadata, *own, *call.headers.items())
 
     def _learn(self, listed: pb.ListModelsResponse) -> None:
         """Keeps what the models that callers may ask for can do. Of one that is not loaded nobody knows."""

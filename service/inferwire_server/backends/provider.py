@@ -26,7 +26,7 @@ from inferwire_server import errors
 from inferwire_server.config import BackendSettings, convert_options
 from inferwire_server.engine.detokenizer import TextStream
 
-from .base import Call, Event, Occupancy, as_message
+from .base import Attempt, Call, Event, Occupancy, as_message
 from .breaker import Breaker, Permit
 from .fields import unsupported
 from .patience import OutOfPatience, Patience
@@ -79,6 +79,7 @@ class Provider(abc.ABC):
         self.display_name = settings.display_name or self.display_name or id
         self.options = convert_options(settings.options, self.Options, f"backends.{id}.options")
         self.instance_id = secrets.token_hex(8)
+        self.base_url = settings.base_url
         self.models = list(settings.models)
         # The service's own list, as of the last check that asked for it.
         self.offered: list[str] = []
@@ -321,7 +322,8 @@ class RemoteBackend:
         self._admit(request)
         self._num_streams += 1
         try:
-            with self._told(), self.provider.attempt() as permit:
+            attempt = self._attempt("chat" if request.HasField("chat") else "text_completion")
+            with self._told(), self.provider.attempt() as permit, call.attempt(attempt):
                 async with contextlib.aclosing(_Answer(self, request, call).events()) as events:
                     async for event in events:
                         permit.answering()
@@ -331,28 +333,32 @@ class RemoteBackend:
 
     async def embed(self, request: pb.EmbedRequest, call: Call) -> pb.EmbedResponse:
         """See `Backend.embed`."""
-        response = await self._ask(self.provider.embed, request, call)
+        response = await self._ask(self.provider.embed, request, call, "embeddings")
         self.prompt_tokens_total += response.usage.prompt_tokens
         return response
 
     async def count_tokens(self, request: pb.CompleteRequest, call: Call) -> pb.CountTokensResponse:
         """See `Backend.count_tokens`. Most providers refuse."""
-        return await self._ask(self.provider.count_tokens, request, call)
+        return await self._ask(self.provider.count_tokens, request, call, "count_tokens")
 
     async def tokenize(self, request: pb.TokenizeRequest, call: Call) -> pb.TokenizeResponse:
         """See `Backend.tokenize`. Most providers refuse."""
-        return await self._ask(self.provider.tokenize, request, call)
+        return await self._ask(self.provider.tokenize, request, call, "tokenize")
 
     async def detokenize(self, request: pb.DetokenizeRequest, call: Call) -> pb.DetokenizeResponse:
         """See `Backend.detokenize`. Most providers refuse."""
-        return await self._ask(self.provider.detokenize, request, call)
+        return await self._ask(self.provider.detokenize, request, call, "detokenize")
 
     async def _ask(
-        self, ask: Callable[[_Question, str, Call], Awaitable[_Reply]], request: _Question, call: Call
+        self,
+        ask: Callable[[_Question, str, Call], Awaitable[_Reply]],
+        request: _Question,
+        call: Call,
+        operation: str,
     ) -> _Reply:
         """Asks a question with one answer."""
         self._wait_out()
-        with self._told(), self.provider.attempt():
+        with self._told(), self.provider.attempt(), call.attempt(self._attempt(operation)):
             try:
                 async with asyncio.timeout_at(call.time_limit):
                     response = await ask(request, self.model, call)
@@ -371,6 +377,10 @@ class RemoteBackend:
                 violations=violations,
             )
         self._wait_out()
+
+    def _attempt(self, operation: str) -> Attempt:
+        provider = self.provider
+        return Attempt(self.id, provider.settings.type, provider.base_url, self.model, operation)
 
     def _wait_out(self) -> None:
         """Raises errors.UpstreamRateLimited until the time has passed that the provider asked for."""
