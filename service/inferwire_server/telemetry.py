@@ -75,4 +75,4 @@ def _traces(settings: Settings) -> Traces | None:
         raise ConfigError(
             f"traces_endpoint needs a library that is not installed ({error.name}): pip install 'inferwire-server[otel]'"
         ) from error
-    return Traces(settings.traces_endpoint, settings.main, log_prompts=settings.log_prompts)
+    return Traces(settings.traces_endpoint, settings.main)

@@ -42,9 +42,8 @@ _Attributes = dict[str, AttributeValue]
 class Traces:
     """Spans of one server's calls. An `rpc.Observer`."""
 
-    def __init__(self, endpoint: str, address: Address, *, log_prompts: bool = False) -> None:
+    def __init__(self, endpoint: str, address: Address) -> None:
         self._address = address
-        self._log_prompts = log_prompts
         self._propagator = TraceContextTextMapPropagator()
         own = Resource.create({"service.name": "inferwire", "service.version": __version__})
         self._provider = TracerProvider(
@@ -116,11 +115,11 @@ class Traces:
             found["gen_ai.usage.output_tokens"] = context.call.tokens_emitted
         if context.pace is not None and context.pace.first is not None:
             found["gen_ai.response.time_to_first_chunk"] = context.pace.first - context.begin
-        if self._log_prompts:
-            for name, role, field in (("input", "user", "prompt"), ("output", "assistant", "completion")):
-                if field in context.fields:
-                    part = {"type": "text", "content": context.fields[field]}
-                    found[f"gen_ai.{name}.messages"] = json.dumps([{"role": role, "parts": [part]}])
+        # There only where the operator wants them told.
+        for name, role, field in (("input", "user", "prompt"), ("output", "assistant", "completion")):
+            if field in context.fields:
+                part = {"type": "text", "content": context.fields[field]}
+                found[f"gen_ai.{name}.messages"] = json.dumps([{"role": role, "parts": [part]}])
         return found
 
     def _add_parts(self, context: Context, parent: Parent) -> None:
