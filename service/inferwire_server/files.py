@@ -35,7 +35,7 @@ class ModelFile:
         """
         if self.root is None:
             if not self.path.is_file():
-                raise errors.ModelFileNotFound("the model's file does not exist", detail=str(self.path))
+                raise errors.ModelFileNotFound("the model's file does not exist", detail=self.name)
             yield str(self.path), ()
             return
         fd = _open_beneath(self.root, pathlib.PurePosixPath(self.name).parts)
