@@ -1808,8 +1808,13 @@ type ModelHealth struct {
 	ParallelSequences uint32 `protobuf:"varint,6,opt,name=parallel_sequences,json=parallelSequences,proto3" json:"parallel_sequences,omitempty"`
 	// Output only. How many more may wait before QUEUE_FULL.
 	QueueCapacity uint32 `protobuf:"varint,7,opt,name=queue_capacity,json=queueCapacity,proto3" json:"queue_capacity,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// Output only. Tokens of prompts that it has read since it was loaded, those from a cache left out. Begins at 0 again with
+	// its engine. 0 for a route, whose models count for themselves.
+	PromptTokensTotal uint64 `protobuf:"varint,8,opt,name=prompt_tokens_total,json=promptTokensTotal,proto3" json:"prompt_tokens_total,omitempty"`
+	// Output only. Tokens that it has generated since it was loaded, those of answers that still run included. As above.
+	CompletionTokensTotal uint64 `protobuf:"varint,9,opt,name=completion_tokens_total,json=completionTokensTotal,proto3" json:"completion_tokens_total,omitempty"`
+	unknownFields         protoimpl.UnknownFields
+	sizeCache             protoimpl.SizeCache
 }
 
 func (x *ModelHealth) Reset() {
@@ -1887,6 +1892,20 @@ func (x *ModelHealth) GetParallelSequences() uint32 {
 func (x *ModelHealth) GetQueueCapacity() uint32 {
 	if x != nil {
 		return x.QueueCapacity
+	}
+	return 0
+}
+
+func (x *ModelHealth) GetPromptTokensTotal() uint64 {
+	if x != nil {
+		return x.PromptTokensTotal
+	}
+	return 0
+}
+
+func (x *ModelHealth) GetCompletionTokensTotal() uint64 {
+	if x != nil {
+		return x.CompletionTokensTotal
 	}
 	return 0
 }
@@ -4838,7 +4857,7 @@ const file_inferwire_v1_inference_proto_rawDesc = "" +
 	"\x05ready\x18\x04 \x01(\bR\x05ready\x12\x1a\n" +
 	"\bdraining\x18\x05 \x01(\bR\bdraining\x121\n" +
 	"\x06models\x18\x06 \x03(\v2\x19.inferwire.v1.ModelHealthR\x06models\x12,\n" +
-	"\x06limits\x18\a \x01(\v2\x14.inferwire.v1.LimitsR\x06limits\"\x92\x02\n" +
+	"\x06limits\x18\a \x01(\v2\x14.inferwire.v1.LimitsR\x06limits\"\xfa\x02\n" +
 	"\vModelHealth\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12.\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x18.inferwire.v1.ModelStateR\x05state\x12\x1a\n" +
@@ -4846,7 +4865,9 @@ const file_inferwire_v1_inference_proto_rawDesc = "" +
 	"\x11streams_in_flight\x18\x04 \x01(\rR\x0fstreamsInFlight\x12!\n" +
 	"\fqueue_length\x18\x05 \x01(\rR\vqueueLength\x12-\n" +
 	"\x12parallel_sequences\x18\x06 \x01(\rR\x11parallelSequences\x12%\n" +
-	"\x0equeue_capacity\x18\a \x01(\rR\rqueueCapacity\"\xa9\x01\n" +
+	"\x0equeue_capacity\x18\a \x01(\rR\rqueueCapacity\x12.\n" +
+	"\x13prompt_tokens_total\x18\b \x01(\x04R\x11promptTokensTotal\x126\n" +
+	"\x17completion_tokens_total\x18\t \x01(\x04R\x15completionTokensTotal\"\xa9\x01\n" +
 	"\x06Limits\x12*\n" +
 	"\x11max_message_bytes\x18\x01 \x01(\x04R\x0fmaxMessageBytes\x12(\n" +
 	"\x10max_prompt_bytes\x18\x02 \x01(\x04R\x0emaxPromptBytes\x12I\n" +

@@ -1394,6 +1394,13 @@ pub struct ModelHealth {
     /// Output only. How many more may wait before QUEUE_FULL.
     #[prost(uint32, tag = "7")]
     pub queue_capacity: u32,
+    /// Output only. Tokens of prompts that it has read since it was loaded, those from a cache left out. Begins at 0 again with
+    /// its engine. 0 for a route, whose models count for themselves.
+    #[prost(uint64, tag = "8")]
+    pub prompt_tokens_total: u64,
+    /// Output only. Tokens that it has generated since it was loaded, those of answers that still run included. As above.
+    #[prost(uint64, tag = "9")]
+    pub completion_tokens_total: u64,
 }
 /// The server's limits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

@@ -384,224 +384,227 @@ public final class InferenceProto {
       "dy\030\004 \001(\010R\005ready\022\032\n\010draining\030\005 \001(\010R\010drain" +
       "ing\0221\n\006models\030\006 \003(\0132\031.inferwire.v1.Model" +
       "HealthR\006models\022,\n\006limits\030\007 \001(\0132\024.inferwi" +
-      "re.v1.LimitsR\006limits\"\222\002\n\013ModelHealth\022\022\n\004" +
+      "re.v1.LimitsR\006limits\"\372\002\n\013ModelHealth\022\022\n\004" +
       "name\030\001 \001(\tR\004name\022.\n\005state\030\002 \001(\0162\030.inferw" +
       "ire.v1.ModelStateR\005state\022\032\n\010required\030\003 \001" +
       "(\010R\010required\022*\n\021streams_in_flight\030\004 \001(\rR" +
       "\017streamsInFlight\022!\n\014queue_length\030\005 \001(\rR\013" +
       "queueLength\022-\n\022parallel_sequences\030\006 \001(\rR" +
       "\021parallelSequences\022%\n\016queue_capacity\030\007 \001" +
-      "(\rR\rqueueCapacity\"\251\001\n\006Limits\022*\n\021max_mess" +
-      "age_bytes\030\001 \001(\004R\017maxMessageBytes\022(\n\020max_" +
-      "prompt_bytes\030\002 \001(\004R\016maxPromptBytes\022I\n\023ma" +
-      "x_completion_time\030\003 \001(\0132\031.google.protobu" +
-      "f.DurationR\021maxCompletionTime\"\361\002\n\004Chat\0221" +
-      "\n\010messages\030\001 \003(\0132\025.inferwire.v1.MessageR" +
-      "\010messages\022(\n\005tools\030\002 \003(\0132\022.inferwire.v1." +
-      "ToolR\005tools\0229\n\013tool_choice\030\003 \001(\0132\030.infer" +
-      "wire.v1.ToolChoiceR\ntoolChoice\0223\n\023parall" +
-      "el_tool_calls\030\004 \001(\010H\000R\021parallelToolCalls" +
-      "\210\001\001\022<\n\treasoning\030\005 \001(\0132\036.inferwire.v1.Re" +
-      "asoningOptionsR\treasoning\022F\n\022template_ar" +
-      "guments\030\006 \001(\0132\027.google.protobuf.StructR\021" +
-      "templateArgumentsB\026\n\024_parallel_tool_call" +
-      "s\"[\n\007Message\022&\n\004role\030\001 \001(\0162\022.inferwire.v" +
-      "1.RoleR\004role\022(\n\005parts\030\002 \003(\0132\022.inferwire." +
-      "v1.PartR\005parts\"\376\001\n\004Part\022\024\n\004text\030\001 \001(\tH\000R" +
-      "\004text\022+\n\005image\030\002 \001(\0132\023.inferwire.v1.Imag" +
-      "eH\000R\005image\0225\n\ttool_call\030\003 \001(\0132\026.inferwir" +
-      "e.v1.ToolCallH\000R\010toolCall\022;\n\013tool_result" +
-      "\030\004 \001(\0132\030.inferwire.v1.ToolResultH\000R\ntool" +
-      "Result\0227\n\treasoning\030\005 \001(\0132\027.inferwire.v1" +
-      ".ReasoningH\000R\treasoningB\006\n\004part\":\n\005Image" +
-      "\022\022\n\004data\030\001 \001(\014R\004data\022\035\n\nmedia_type\030\002 \001(\t" +
-      "R\tmediaType\"j\n\010ToolCall\022\016\n\002id\030\001 \001(\tR\002id\022" +
-      "\022\n\004name\030\002 \001(\tR\004name\022\034\n\targuments\030\003 \001(\tR\t" +
-      "arguments\022\034\n\tsignature\030\004 \001(\014R\tsignature\"" +
-      "\201\001\n\nToolResult\022\027\n\007call_id\030\001 \001(\tR\006callId\022" +
-      "\022\n\004text\030\002 \001(\tR\004text\022+\n\006images\030\003 \003(\0132\023.in" +
-      "ferwire.v1.ImageR\006images\022\031\n\010is_error\030\004 \001" +
-      "(\010R\007isError\"=\n\tReasoning\022\022\n\004text\030\001 \001(\tR\004" +
-      "text\022\034\n\tsignature\030\002 \001(\014R\tsignature\"\\\n\004To" +
-      "ol\022\022\n\004name\030\001 \001(\tR\004name\022 \n\013description\030\002 " +
-      "\001(\tR\013description\022\036\n\nparameters\030\003 \001(\tR\npa" +
-      "rameters\"`\n\nToolChoice\0222\n\004mode\030\001 \001(\0162\034.i" +
-      "nferwire.v1.ToolChoiceModeH\000R\004mode\022\024\n\004na" +
-      "me\030\002 \001(\tH\000R\004nameB\010\n\006choice\"\260\001\n\020Reasoning" +
-      "Options\022\035\n\007enabled\030\001 \001(\010H\000R\007enabled\210\001\001\022(" +
-      "\n\rbudget_tokens\030\002 \001(\rH\001R\014budgetTokens\210\001\001" +
-      "\0225\n\006effort\030\003 \001(\0162\035.inferwire.v1.Reasonin" +
-      "gEffortR\006effortB\n\n\010_enabledB\020\n\016_budget_t" +
-      "okens\"\371\001\n\016ResponseFormat\022;\n\013json_object\030" +
-      "\001 \001(\0132\030.inferwire.v1.JsonObjectH\000R\njsonO" +
-      "bject\022!\n\013json_schema\030\002 \001(\tH\000R\njsonSchema" +
-      "\022\026\n\005regex\030\003 \001(\tH\000R\005regex\0222\n\006choice\030\004 \001(\013" +
-      "2\030.inferwire.v1.ChoiceListH\000R\006choice\0221\n\007" +
-      "grammar\030\005 \001(\0132\025.inferwire.v1.GrammarH\000R\007" +
-      "grammarB\010\n\006format\"\014\n\nJsonObject\"&\n\nChoic" +
-      "eList\022\030\n\007choices\030\001 \003(\tR\007choices\"R\n\007Gramm" +
-      "ar\0223\n\006syntax\030\001 \001(\0162\033.inferwire.v1.Gramma" +
-      "rSyntaxR\006syntax\022\022\n\004text\030\002 \001(\tR\004text\"\315\006\n\010" +
-      "Sampling\022%\n\013temperature\030\001 \001(\002H\000R\013tempera" +
-      "ture\210\001\001\022\030\n\005top_k\030\002 \001(\rH\001R\004topK\210\001\001\022\030\n\005top" +
-      "_p\030\003 \001(\002H\002R\004topP\210\001\001\022\030\n\005min_p\030\004 \001(\002H\003R\004mi" +
-      "nP\210\001\001\022 \n\ttypical_p\030\005 \001(\002H\004R\010typicalP\210\001\001\022" +
-      "#\n\013top_n_sigma\030\006 \001(\002H\005R\ttopNSigma\210\001\001\022#\n\003" +
-      "xtc\030\007 \001(\0132\021.inferwire.v1.XtcR\003xtc\022#\n\003dry" +
-      "\030\010 \001(\0132\021.inferwire.v1.DryR\003dry\0222\n\022repeti" +
-      "tion_penalty\030\t \001(\002H\006R\021repetitionPenalty\210" +
-      "\001\001\0220\n\021frequency_penalty\030\n \001(\002H\007R\020frequen" +
-      "cyPenalty\210\001\001\022.\n\020presence_penalty\030\013 \001(\002H\010" +
-      "R\017presencePenalty\210\001\001\022*\n\016penalty_window\030\014" +
-      " \001(\005H\tR\rpenaltyWindow\210\001\001\0222\n\010mirostat\030\r \001" +
-      "(\0132\026.inferwire.v1.MirostatR\010mirostat\022\027\n\004" +
-      "seed\030\016 \001(\rH\nR\004seed\210\001\001\022D\n\nlogit_bias\030\017 \003(" +
-      "\0132%.inferwire.v1.Sampling.LogitBiasEntry" +
-      "R\tlogitBias\032<\n\016LogitBiasEntry\022\020\n\003key\030\001 \001" +
-      "(\rR\003key\022\024\n\005value\030\002 \001(\002R\005value:\0028\001B\016\n\014_te" +
-      "mperatureB\010\n\006_top_kB\010\n\006_top_pB\010\n\006_min_pB" +
-      "\014\n\n_typical_pB\016\n\014_top_n_sigmaB\025\n\023_repeti" +
-      "tion_penaltyB\024\n\022_frequency_penaltyB\023\n\021_p" +
-      "resence_penaltyB\021\n\017_penalty_windowB\007\n\005_s" +
-      "eed\"X\n\003Xtc\022 \n\013probability\030\001 \001(\002R\013probabi" +
-      "lity\022!\n\tthreshold\030\002 \001(\002H\000R\tthreshold\210\001\001B" +
-      "\014\n\n_threshold\"\333\001\n\003Dry\022\036\n\nmultiplier\030\001 \001(" +
-      "\002R\nmultiplier\022\027\n\004base\030\002 \001(\002H\000R\004base\210\001\001\022*" +
-      "\n\016allowed_length\030\003 \001(\rH\001R\rallowedLength\210" +
-      "\001\001\022\033\n\006window\030\004 \001(\005H\002R\006window\210\001\001\022+\n\021seque" +
-      "nce_breakers\030\005 \003(\tR\020sequenceBreakersB\007\n\005" +
-      "_baseB\021\n\017_allowed_lengthB\t\n\007_window\"b\n\010M" +
-      "irostat\022\030\n\007version\030\001 \001(\rR\007version\022\025\n\003tau" +
-      "\030\002 \001(\002H\000R\003tau\210\001\001\022\025\n\003eta\030\003 \001(\002H\001R\003eta\210\001\001B" +
-      "\006\n\004_tauB\006\n\004_eta\"\270\002\n\010Stopping\022\"\n\nmax_toke" +
-      "ns\030\001 \001(\rH\000R\tmaxTokens\210\001\001\022\022\n\004stop\030\002 \003(\tR\004" +
-      "stop\022!\n\014include_stop\030\003 \001(\010R\013includeStop\022" +
-      "\035\n\nignore_eos\030\004 \001(\010R\tignoreEos\0228\n\ntime_l" +
-      "imit\030\005 \001(\0132\031.google.protobuf.DurationR\tt" +
-      "imeLimit\022$\n\016stop_token_ids\030\006 \003(\rR\014stopTo" +
-      "kenIds\022.\n\020repetition_limit\030\007 \001(\rH\001R\017repe" +
-      "titionLimit\210\001\001B\r\n\013_max_tokensB\023\n\021_repeti" +
-      "tion_limit\"\267\001\n\rOutputOptions\022\032\n\010logprobs" +
-      "\030\001 \001(\010R\010logprobs\022&\n\014top_logprobs\030\002 \001(\rH\000" +
-      "R\013topLogprobs\210\001\001\022\032\n\010progress\030\003 \001(\010R\010prog" +
-      "ress\022\033\n\ttoken_ids\030\004 \001(\010R\010tokenIds\022\030\n\007mes" +
-      "sage\030\005 \001(\010R\007messageB\017\n\r_top_logprobs\"G\n\n" +
-      "Scheduling\022\032\n\010priority\030\001 \001(\005R\010priority\022\035" +
-      "\n\ncache_salt\030\002 \001(\tR\tcacheSalt\"\310\001\n\007Starte" +
-      "d\022\016\n\002id\030\001 \001(\tR\002id\022\024\n\005model\030\002 \001(\tR\005model\022" +
-      "\030\n\007backend\030\003 \001(\tR\007backend\022*\n\021model_insta" +
-      "nce_id\030\004 \001(\tR\017modelInstanceId\0222\n\010samplin" +
-      "g\030\005 \001(\0132\026.inferwire.v1.SamplingR\010samplin" +
-      "g\022\035\n\nmax_tokens\030\006 \001(\rR\tmaxTokens\"t\n\tText" +
-      "Delta\022\022\n\004text\030\001 \001(\tR\004text\022\033\n\ttoken_ids\030\002" +
-      " \003(\rR\010tokenIds\0226\n\010logprobs\030\003 \003(\0132\032.infer" +
-      "wire.v1.TokenLogprobR\010logprobs\"\227\001\n\016Reaso" +
-      "ningDelta\022\022\n\004text\030\001 \001(\tR\004text\022\034\n\tsignatu" +
-      "re\030\002 \001(\014R\tsignature\022\033\n\ttoken_ids\030\003 \003(\rR\010" +
-      "tokenIds\0226\n\010logprobs\030\004 \003(\0132\032.inferwire.v" +
-      "1.TokenLogprobR\010logprobs\"\332\001\n\rToolCallDel" +
-      "ta\022\024\n\005index\030\001 \001(\rR\005index\022\016\n\002id\030\002 \001(\tR\002id" +
-      "\022\022\n\004name\030\003 \001(\tR\004name\022\034\n\targuments\030\004 \001(\tR" +
-      "\targuments\022\034\n\tsignature\030\005 \001(\014R\tsignature" +
-      "\022\033\n\ttoken_ids\030\006 \003(\rR\010tokenIds\0226\n\010logprob" +
-      "s\030\007 \003(\0132\032.inferwire.v1.TokenLogprobR\010log" +
-      "probs\"\203\001\n\010Progress\0223\n\005queue\030\001 \001(\0132\033.infe" +
-      "rwire.v1.QueueProgressH\000R\005queue\0229\n\007prefi" +
-      "ll\030\002 \001(\0132\035.inferwire.v1.PrefillProgressH" +
-      "\000R\007prefillB\007\n\005stage\"+\n\rQueueProgress\022\032\n\010" +
-      "position\030\001 \001(\rR\010position\"_\n\017PrefillProgr" +
-      "ess\022)\n\020processed_tokens\030\001 \001(\rR\017processed" +
-      "Tokens\022!\n\014total_tokens\030\002 \001(\rR\013totalToken" +
-      "s\"\311\003\n\nCompletion\022?\n\rfinish_reason\030\001 \001(\0162" +
-      "\032.inferwire.v1.FinishReasonR\014finishReaso" +
-      "n\022*\n\021raw_finish_reason\030\002 \001(\tR\017rawFinishR" +
-      "eason\022\035\n\teos_token\030\003 \001(\rH\000R\010eosToken\022\037\n\n" +
-      "stop_token\030\004 \001(\rH\000R\tstopToken\022!\n\013stop_st" +
-      "ring\030\005 \001(\tH\000R\nstopString\022)\n\005usage\030\006 \001(\0132" +
-      "\023.inferwire.v1.UsageR\005usage\022,\n\006timing\030\007 " +
-      "\001(\0132\024.inferwire.v1.TimingR\006timing\022/\n\007mes" +
-      "sage\030\010 \001(\0132\025.inferwire.v1.MessageR\007messa" +
-      "ge\022\033\n\ttoken_ids\030\t \003(\rR\010tokenIds\0226\n\010logpr" +
-      "obs\030\n \003(\0132\032.inferwire.v1.TokenLogprobR\010l" +
-      "ogprobsB\014\n\nstopped_by\"\215\002\n\005Usage\022#\n\rpromp" +
-      "t_tokens\030\001 \001(\rR\014promptTokens\0220\n\024cached_p" +
-      "rompt_tokens\030\002 \001(\rR\022cachedPromptTokens\022+" +
-      "\n\021completion_tokens\030\003 \001(\rR\020completionTok" +
-      "ens\022)\n\020reasoning_tokens\030\004 \001(\rR\017reasoning" +
-      "Tokens\022!\n\014draft_tokens\030\005 \001(\rR\013draftToken" +
-      "s\0222\n\025accepted_draft_tokens\030\006 \001(\rR\023accept" +
-      "edDraftTokens\"\236\002\n\006Timing\0221\n\006queued\030\001 \001(\013" +
-      "2\031.google.protobuf.DurationR\006queued\0223\n\007p" +
-      "refill\030\002 \001(\0132\031.google.protobuf.DurationR" +
-      "\007prefill\022H\n\023time_to_first_token\030\003 \001(\0132\031." +
-      "google.protobuf.DurationR\020timeToFirstTok" +
-      "en\0221\n\006decode\030\004 \001(\0132\031.google.protobuf.Dur" +
-      "ationR\006decode\022/\n\005total\030\005 \001(\0132\031.google.pr" +
-      "otobuf.DurationR\005total\"\205\001\n\014TokenLogprob\022" +
-      "\031\n\010token_id\030\001 \001(\rR\007tokenId\022\024\n\005piece\030\002 \001(" +
-      "\014R\005piece\022\030\n\007logprob\030\003 \001(\002R\007logprob\022*\n\003to" +
-      "p\030\004 \003(\0132\030.inferwire.v1.TopLogprobR\003top\"W" +
-      "\n\nTopLogprob\022\031\n\010token_id\030\001 \001(\rR\007tokenId\022" +
-      "\024\n\005piece\030\002 \001(\014R\005piece\022\030\n\007logprob\030\003 \001(\002R\007" +
-      "logprob\"#\n\tEmbedding\022\026\n\006values\030\001 \003(\002R\006va" +
-      "lues\"\262\002\n\007Backend\022\016\n\002id\030\001 \001(\tR\002id\022!\n\014disp" +
-      "lay_name\030\002 \001(\tR\013displayName\022>\n\014capabilit" +
-      "ies\030\003 \001(\0132\032.inferwire.v1.CapabilitiesR\014c" +
-      "apabilities\022#\n\rdefault_model\030\004 \001(\tR\014defa" +
-      "ultModel\022)\n\020available_models\030\005 \003(\tR\017avai" +
-      "lableModels\0223\n\006health\030\006 \001(\0162\033.inferwire." +
-      "v1.BackendHealthR\006health\022/\n\007failure\030\007 \001(" +
-      "\0132\025.inferwire.v1.FailureR\007failure*_\n\004Rol" +
-      "e\022\024\n\020ROLE_UNSPECIFIED\020\000\022\017\n\013ROLE_SYSTEM\020\001" +
-      "\022\r\n\tROLE_USER\020\002\022\022\n\016ROLE_ASSISTANT\020\003\022\r\n\tR" +
-      "OLE_TOOL\020\004*\207\001\n\016ToolChoiceMode\022 \n\034TOOL_CH" +
-      "OICE_MODE_UNSPECIFIED\020\000\022\031\n\025TOOL_CHOICE_M" +
-      "ODE_AUTO\020\001\022\031\n\025TOOL_CHOICE_MODE_NONE\020\002\022\035\n" +
-      "\031TOOL_CHOICE_MODE_REQUIRED\020\003*\243\001\n\017Reasoni" +
-      "ngEffort\022 \n\034REASONING_EFFORT_UNSPECIFIED" +
-      "\020\000\022\034\n\030REASONING_EFFORT_MINIMAL\020\001\022\030\n\024REAS" +
-      "ONING_EFFORT_LOW\020\002\022\033\n\027REASONING_EFFORT_M" +
-      "EDIUM\020\003\022\031\n\025REASONING_EFFORT_HIGH\020\004*a\n\rGr" +
-      "ammarSyntax\022\036\n\032GRAMMAR_SYNTAX_UNSPECIFIE" +
-      "D\020\000\022\027\n\023GRAMMAR_SYNTAX_LARK\020\001\022\027\n\023GRAMMAR_" +
-      "SYNTAX_GBNF\020\002*W\n\007Pooling\022\027\n\023POOLING_UNSP" +
-      "ECIFIED\020\000\022\020\n\014POOLING_MEAN\020\001\022\017\n\013POOLING_C" +
-      "LS\020\002\022\020\n\014POOLING_LAST\020\003*\223\002\n\014FinishReason\022" +
-      "\035\n\031FINISH_REASON_UNSPECIFIED\020\000\022\026\n\022FINISH" +
-      "_REASON_STOP\020\001\022\030\n\024FINISH_REASON_LENGTH\020\002" +
-      "\022\035\n\031FINISH_REASON_STOP_STRING\020\003\022\034\n\030FINIS" +
-      "H_REASON_TOOL_CALLS\020\004\022\034\n\030FINISH_REASON_T" +
-      "IME_LIMIT\020\005\022 \n\034FINISH_REASON_CONTENT_FIL" +
-      "TER\020\006\022\034\n\030FINISH_REASON_REPETITION\020\007\022\027\n\023F" +
-      "INISH_REASON_OTHER\020\010*k\n\rBackendHealth\022\036\n" +
-      "\032BACKEND_HEALTH_UNSPECIFIED\020\000\022\032\n\026BACKEND" +
-      "_HEALTH_SERVING\020\001\022\036\n\032BACKEND_HEALTH_NOT_" +
-      "SERVING\020\0022\363\006\n\020InferenceService\022I\n\010Comple" +
-      "te\022\035.inferwire.v1.CompleteRequest\032\036.infe" +
-      "rwire.v1.CompleteResponse\022W\n\016StreamCompl" +
-      "ete\022\035.inferwire.v1.CompleteRequest\032$.inf" +
-      "erwire.v1.StreamCompleteResponse0\001\022@\n\005Em" +
-      "bed\022\032.inferwire.v1.EmbedRequest\032\033.inferw" +
-      "ire.v1.EmbedResponse\022O\n\013CountTokens\022\035.in" +
-      "ferwire.v1.CompleteRequest\032!.inferwire.v" +
-      "1.CountTokensResponse\022I\n\010Tokenize\022\035.infe" +
-      "rwire.v1.TokenizeRequest\032\036.inferwire.v1." +
-      "TokenizeResponse\022O\n\nDetokenize\022\037.inferwi" +
-      "re.v1.DetokenizeRequest\032 .inferwire.v1.D" +
-      "etokenizeResponse\022O\n\nListModels\022\037.inferw" +
-      "ire.v1.ListModelsRequest\032 .inferwire.v1." +
-      "ListModelsResponse\022I\n\010GetModel\022\035.inferwi" +
-      "re.v1.GetModelRequest\032\036.inferwire.v1.Get" +
-      "ModelResponse\022T\n\013WatchModels\022 .inferwire" +
-      ".v1.WatchModelsRequest\032!.inferwire.v1.Wa" +
-      "tchModelsResponse0\001\022U\n\014ListBackends\022!.in" +
-      "ferwire.v1.ListBackendsRequest\032\".inferwi" +
-      "re.v1.ListBackendsResponse\022C\n\006Health\022\033.i" +
-      "nferwire.v1.HealthRequest\032\034.inferwire.v1" +
-      ".HealthResponseBs\n\020dev.inferwire.v1B\016Inf" +
-      "erenceProtoP\001\242\002\003IXX\252\002\014Inferwire.V1\312\002\014Inf" +
-      "erwire\\V1\342\002\030Inferwire\\V1\\GPBMetadata\352\002\rI" +
-      "nferwire::V1b\006proto3"
+      "(\rR\rqueueCapacity\022.\n\023prompt_tokens_total" +
+      "\030\010 \001(\004R\021promptTokensTotal\0226\n\027completion_" +
+      "tokens_total\030\t \001(\004R\025completionTokensTota" +
+      "l\"\251\001\n\006Limits\022*\n\021max_message_bytes\030\001 \001(\004R" +
+      "\017maxMessageBytes\022(\n\020max_prompt_bytes\030\002 \001" +
+      "(\004R\016maxPromptBytes\022I\n\023max_completion_tim" +
+      "e\030\003 \001(\0132\031.google.protobuf.DurationR\021maxC" +
+      "ompletionTime\"\361\002\n\004Chat\0221\n\010messages\030\001 \003(\013" +
+      "2\025.inferwire.v1.MessageR\010messages\022(\n\005too" +
+      "ls\030\002 \003(\0132\022.inferwire.v1.ToolR\005tools\0229\n\013t" +
+      "ool_choice\030\003 \001(\0132\030.inferwire.v1.ToolChoi" +
+      "ceR\ntoolChoice\0223\n\023parallel_tool_calls\030\004 " +
+      "\001(\010H\000R\021parallelToolCalls\210\001\001\022<\n\treasoning" +
+      "\030\005 \001(\0132\036.inferwire.v1.ReasoningOptionsR\t" +
+      "reasoning\022F\n\022template_arguments\030\006 \001(\0132\027." +
+      "google.protobuf.StructR\021templateArgument" +
+      "sB\026\n\024_parallel_tool_calls\"[\n\007Message\022&\n\004" +
+      "role\030\001 \001(\0162\022.inferwire.v1.RoleR\004role\022(\n\005" +
+      "parts\030\002 \003(\0132\022.inferwire.v1.PartR\005parts\"\376" +
+      "\001\n\004Part\022\024\n\004text\030\001 \001(\tH\000R\004text\022+\n\005image\030\002" +
+      " \001(\0132\023.inferwire.v1.ImageH\000R\005image\0225\n\tto" +
+      "ol_call\030\003 \001(\0132\026.inferwire.v1.ToolCallH\000R" +
+      "\010toolCall\022;\n\013tool_result\030\004 \001(\0132\030.inferwi" +
+      "re.v1.ToolResultH\000R\ntoolResult\0227\n\treason" +
+      "ing\030\005 \001(\0132\027.inferwire.v1.ReasoningH\000R\tre" +
+      "asoningB\006\n\004part\":\n\005Image\022\022\n\004data\030\001 \001(\014R\004" +
+      "data\022\035\n\nmedia_type\030\002 \001(\tR\tmediaType\"j\n\010T" +
+      "oolCall\022\016\n\002id\030\001 \001(\tR\002id\022\022\n\004name\030\002 \001(\tR\004n" +
+      "ame\022\034\n\targuments\030\003 \001(\tR\targuments\022\034\n\tsig" +
+      "nature\030\004 \001(\014R\tsignature\"\201\001\n\nToolResult\022\027" +
+      "\n\007call_id\030\001 \001(\tR\006callId\022\022\n\004text\030\002 \001(\tR\004t" +
+      "ext\022+\n\006images\030\003 \003(\0132\023.inferwire.v1.Image" +
+      "R\006images\022\031\n\010is_error\030\004 \001(\010R\007isError\"=\n\tR" +
+      "easoning\022\022\n\004text\030\001 \001(\tR\004text\022\034\n\tsignatur" +
+      "e\030\002 \001(\014R\tsignature\"\\\n\004Tool\022\022\n\004name\030\001 \001(\t" +
+      "R\004name\022 \n\013description\030\002 \001(\tR\013description" +
+      "\022\036\n\nparameters\030\003 \001(\tR\nparameters\"`\n\nTool" +
+      "Choice\0222\n\004mode\030\001 \001(\0162\034.inferwire.v1.Tool" +
+      "ChoiceModeH\000R\004mode\022\024\n\004name\030\002 \001(\tH\000R\004name" +
+      "B\010\n\006choice\"\260\001\n\020ReasoningOptions\022\035\n\007enabl" +
+      "ed\030\001 \001(\010H\000R\007enabled\210\001\001\022(\n\rbudget_tokens\030" +
+      "\002 \001(\rH\001R\014budgetTokens\210\001\001\0225\n\006effort\030\003 \001(\016" +
+      "2\035.inferwire.v1.ReasoningEffortR\006effortB" +
+      "\n\n\010_enabledB\020\n\016_budget_tokens\"\371\001\n\016Respon" +
+      "seFormat\022;\n\013json_object\030\001 \001(\0132\030.inferwir" +
+      "e.v1.JsonObjectH\000R\njsonObject\022!\n\013json_sc" +
+      "hema\030\002 \001(\tH\000R\njsonSchema\022\026\n\005regex\030\003 \001(\tH" +
+      "\000R\005regex\0222\n\006choice\030\004 \001(\0132\030.inferwire.v1." +
+      "ChoiceListH\000R\006choice\0221\n\007grammar\030\005 \001(\0132\025." +
+      "inferwire.v1.GrammarH\000R\007grammarB\010\n\006forma" +
+      "t\"\014\n\nJsonObject\"&\n\nChoiceList\022\030\n\007choices" +
+      "\030\001 \003(\tR\007choices\"R\n\007Grammar\0223\n\006syntax\030\001 \001" +
+      "(\0162\033.inferwire.v1.GrammarSyntaxR\006syntax\022" +
+      "\022\n\004text\030\002 \001(\tR\004text\"\315\006\n\010Sampling\022%\n\013temp" +
+      "erature\030\001 \001(\002H\000R\013temperature\210\001\001\022\030\n\005top_k" +
+      "\030\002 \001(\rH\001R\004topK\210\001\001\022\030\n\005top_p\030\003 \001(\002H\002R\004topP" +
+      "\210\001\001\022\030\n\005min_p\030\004 \001(\002H\003R\004minP\210\001\001\022 \n\ttypical" +
+      "_p\030\005 \001(\002H\004R\010typicalP\210\001\001\022#\n\013top_n_sigma\030\006" +
+      " \001(\002H\005R\ttopNSigma\210\001\001\022#\n\003xtc\030\007 \001(\0132\021.infe" +
+      "rwire.v1.XtcR\003xtc\022#\n\003dry\030\010 \001(\0132\021.inferwi" +
+      "re.v1.DryR\003dry\0222\n\022repetition_penalty\030\t \001" +
+      "(\002H\006R\021repetitionPenalty\210\001\001\0220\n\021frequency_" +
+      "penalty\030\n \001(\002H\007R\020frequencyPenalty\210\001\001\022.\n\020" +
+      "presence_penalty\030\013 \001(\002H\010R\017presencePenalt" +
+      "y\210\001\001\022*\n\016penalty_window\030\014 \001(\005H\tR\rpenaltyW" +
+      "indow\210\001\001\0222\n\010mirostat\030\r \001(\0132\026.inferwire.v" +
+      "1.MirostatR\010mirostat\022\027\n\004seed\030\016 \001(\rH\nR\004se" +
+      "ed\210\001\001\022D\n\nlogit_bias\030\017 \003(\0132%.inferwire.v1" +
+      ".Sampling.LogitBiasEntryR\tlogitBias\032<\n\016L" +
+      "ogitBiasEntry\022\020\n\003key\030\001 \001(\rR\003key\022\024\n\005value" +
+      "\030\002 \001(\002R\005value:\0028\001B\016\n\014_temperatureB\010\n\006_to" +
+      "p_kB\010\n\006_top_pB\010\n\006_min_pB\014\n\n_typical_pB\016\n" +
+      "\014_top_n_sigmaB\025\n\023_repetition_penaltyB\024\n\022" +
+      "_frequency_penaltyB\023\n\021_presence_penaltyB" +
+      "\021\n\017_penalty_windowB\007\n\005_seed\"X\n\003Xtc\022 \n\013pr" +
+      "obability\030\001 \001(\002R\013probability\022!\n\tthreshol" +
+      "d\030\002 \001(\002H\000R\tthreshold\210\001\001B\014\n\n_threshold\"\333\001" +
+      "\n\003Dry\022\036\n\nmultiplier\030\001 \001(\002R\nmultiplier\022\027\n" +
+      "\004base\030\002 \001(\002H\000R\004base\210\001\001\022*\n\016allowed_length" +
+      "\030\003 \001(\rH\001R\rallowedLength\210\001\001\022\033\n\006window\030\004 \001" +
+      "(\005H\002R\006window\210\001\001\022+\n\021sequence_breakers\030\005 \003" +
+      "(\tR\020sequenceBreakersB\007\n\005_baseB\021\n\017_allowe" +
+      "d_lengthB\t\n\007_window\"b\n\010Mirostat\022\030\n\007versi" +
+      "on\030\001 \001(\rR\007version\022\025\n\003tau\030\002 \001(\002H\000R\003tau\210\001\001" +
+      "\022\025\n\003eta\030\003 \001(\002H\001R\003eta\210\001\001B\006\n\004_tauB\006\n\004_eta\"" +
+      "\270\002\n\010Stopping\022\"\n\nmax_tokens\030\001 \001(\rH\000R\tmaxT" +
+      "okens\210\001\001\022\022\n\004stop\030\002 \003(\tR\004stop\022!\n\014include_" +
+      "stop\030\003 \001(\010R\013includeStop\022\035\n\nignore_eos\030\004 " +
+      "\001(\010R\tignoreEos\0228\n\ntime_limit\030\005 \001(\0132\031.goo" +
+      "gle.protobuf.DurationR\ttimeLimit\022$\n\016stop" +
+      "_token_ids\030\006 \003(\rR\014stopTokenIds\022.\n\020repeti" +
+      "tion_limit\030\007 \001(\rH\001R\017repetitionLimit\210\001\001B\r" +
+      "\n\013_max_tokensB\023\n\021_repetition_limit\"\267\001\n\rO" +
+      "utputOptions\022\032\n\010logprobs\030\001 \001(\010R\010logprobs" +
+      "\022&\n\014top_logprobs\030\002 \001(\rH\000R\013topLogprobs\210\001\001" +
+      "\022\032\n\010progress\030\003 \001(\010R\010progress\022\033\n\ttoken_id" +
+      "s\030\004 \001(\010R\010tokenIds\022\030\n\007message\030\005 \001(\010R\007mess" +
+      "ageB\017\n\r_top_logprobs\"G\n\nScheduling\022\032\n\010pr" +
+      "iority\030\001 \001(\005R\010priority\022\035\n\ncache_salt\030\002 \001" +
+      "(\tR\tcacheSalt\"\310\001\n\007Started\022\016\n\002id\030\001 \001(\tR\002i" +
+      "d\022\024\n\005model\030\002 \001(\tR\005model\022\030\n\007backend\030\003 \001(\t" +
+      "R\007backend\022*\n\021model_instance_id\030\004 \001(\tR\017mo" +
+      "delInstanceId\0222\n\010sampling\030\005 \001(\0132\026.inferw" +
+      "ire.v1.SamplingR\010sampling\022\035\n\nmax_tokens\030" +
+      "\006 \001(\rR\tmaxTokens\"t\n\tTextDelta\022\022\n\004text\030\001 " +
+      "\001(\tR\004text\022\033\n\ttoken_ids\030\002 \003(\rR\010tokenIds\0226" +
+      "\n\010logprobs\030\003 \003(\0132\032.inferwire.v1.TokenLog" +
+      "probR\010logprobs\"\227\001\n\016ReasoningDelta\022\022\n\004tex" +
+      "t\030\001 \001(\tR\004text\022\034\n\tsignature\030\002 \001(\014R\tsignat" +
+      "ure\022\033\n\ttoken_ids\030\003 \003(\rR\010tokenIds\0226\n\010logp" +
+      "robs\030\004 \003(\0132\032.inferwire.v1.TokenLogprobR\010" +
+      "logprobs\"\332\001\n\rToolCallDelta\022\024\n\005index\030\001 \001(" +
+      "\rR\005index\022\016\n\002id\030\002 \001(\tR\002id\022\022\n\004name\030\003 \001(\tR\004" +
+      "name\022\034\n\targuments\030\004 \001(\tR\targuments\022\034\n\tsi" +
+      "gnature\030\005 \001(\014R\tsignature\022\033\n\ttoken_ids\030\006 " +
+      "\003(\rR\010tokenIds\0226\n\010logprobs\030\007 \003(\0132\032.inferw" +
+      "ire.v1.TokenLogprobR\010logprobs\"\203\001\n\010Progre" +
+      "ss\0223\n\005queue\030\001 \001(\0132\033.inferwire.v1.QueuePr" +
+      "ogressH\000R\005queue\0229\n\007prefill\030\002 \001(\0132\035.infer" +
+      "wire.v1.PrefillProgressH\000R\007prefillB\007\n\005st" +
+      "age\"+\n\rQueueProgress\022\032\n\010position\030\001 \001(\rR\010" +
+      "position\"_\n\017PrefillProgress\022)\n\020processed" +
+      "_tokens\030\001 \001(\rR\017processedTokens\022!\n\014total_" +
+      "tokens\030\002 \001(\rR\013totalTokens\"\311\003\n\nCompletion" +
+      "\022?\n\rfinish_reason\030\001 \001(\0162\032.inferwire.v1.F" +
+      "inishReasonR\014finishReason\022*\n\021raw_finish_" +
+      "reason\030\002 \001(\tR\017rawFinishReason\022\035\n\teos_tok" +
+      "en\030\003 \001(\rH\000R\010eosToken\022\037\n\nstop_token\030\004 \001(\r" +
+      "H\000R\tstopToken\022!\n\013stop_string\030\005 \001(\tH\000R\nst" +
+      "opString\022)\n\005usage\030\006 \001(\0132\023.inferwire.v1.U" +
+      "sageR\005usage\022,\n\006timing\030\007 \001(\0132\024.inferwire." +
+      "v1.TimingR\006timing\022/\n\007message\030\010 \001(\0132\025.inf" +
+      "erwire.v1.MessageR\007message\022\033\n\ttoken_ids\030" +
+      "\t \003(\rR\010tokenIds\0226\n\010logprobs\030\n \003(\0132\032.infe" +
+      "rwire.v1.TokenLogprobR\010logprobsB\014\n\nstopp" +
+      "ed_by\"\215\002\n\005Usage\022#\n\rprompt_tokens\030\001 \001(\rR\014" +
+      "promptTokens\0220\n\024cached_prompt_tokens\030\002 \001" +
+      "(\rR\022cachedPromptTokens\022+\n\021completion_tok" +
+      "ens\030\003 \001(\rR\020completionTokens\022)\n\020reasoning" +
+      "_tokens\030\004 \001(\rR\017reasoningTokens\022!\n\014draft_" +
+      "tokens\030\005 \001(\rR\013draftTokens\0222\n\025accepted_dr" +
+      "aft_tokens\030\006 \001(\rR\023acceptedDraftTokens\"\236\002" +
+      "\n\006Timing\0221\n\006queued\030\001 \001(\0132\031.google.protob" +
+      "uf.DurationR\006queued\0223\n\007prefill\030\002 \001(\0132\031.g" +
+      "oogle.protobuf.DurationR\007prefill\022H\n\023time" +
+      "_to_first_token\030\003 \001(\0132\031.google.protobuf." +
+      "DurationR\020timeToFirstToken\0221\n\006decode\030\004 \001" +
+      "(\0132\031.google.protobuf.DurationR\006decode\022/\n" +
+      "\005total\030\005 \001(\0132\031.google.protobuf.DurationR" +
+      "\005total\"\205\001\n\014TokenLogprob\022\031\n\010token_id\030\001 \001(" +
+      "\rR\007tokenId\022\024\n\005piece\030\002 \001(\014R\005piece\022\030\n\007logp" +
+      "rob\030\003 \001(\002R\007logprob\022*\n\003top\030\004 \003(\0132\030.inferw" +
+      "ire.v1.TopLogprobR\003top\"W\n\nTopLogprob\022\031\n\010" +
+      "token_id\030\001 \001(\rR\007tokenId\022\024\n\005piece\030\002 \001(\014R\005" +
+      "piece\022\030\n\007logprob\030\003 \001(\002R\007logprob\"#\n\tEmbed" +
+      "ding\022\026\n\006values\030\001 \003(\002R\006values\"\262\002\n\007Backend" +
+      "\022\016\n\002id\030\001 \001(\tR\002id\022!\n\014display_name\030\002 \001(\tR\013" +
+      "displayName\022>\n\014capabilities\030\003 \001(\0132\032.infe" +
+      "rwire.v1.CapabilitiesR\014capabilities\022#\n\rd" +
+      "efault_model\030\004 \001(\tR\014defaultModel\022)\n\020avai" +
+      "lable_models\030\005 \003(\tR\017availableModels\0223\n\006h" +
+      "ealth\030\006 \001(\0162\033.inferwire.v1.BackendHealth" +
+      "R\006health\022/\n\007failure\030\007 \001(\0132\025.inferwire.v1" +
+      ".FailureR\007failure*_\n\004Role\022\024\n\020ROLE_UNSPEC" +
+      "IFIED\020\000\022\017\n\013ROLE_SYSTEM\020\001\022\r\n\tROLE_USER\020\002\022" +
+      "\022\n\016ROLE_ASSISTANT\020\003\022\r\n\tROLE_TOOL\020\004*\207\001\n\016T" +
+      "oolChoiceMode\022 \n\034TOOL_CHOICE_MODE_UNSPEC" +
+      "IFIED\020\000\022\031\n\025TOOL_CHOICE_MODE_AUTO\020\001\022\031\n\025TO" +
+      "OL_CHOICE_MODE_NONE\020\002\022\035\n\031TOOL_CHOICE_MOD" +
+      "E_REQUIRED\020\003*\243\001\n\017ReasoningEffort\022 \n\034REAS" +
+      "ONING_EFFORT_UNSPECIFIED\020\000\022\034\n\030REASONING_" +
+      "EFFORT_MINIMAL\020\001\022\030\n\024REASONING_EFFORT_LOW" +
+      "\020\002\022\033\n\027REASONING_EFFORT_MEDIUM\020\003\022\031\n\025REASO" +
+      "NING_EFFORT_HIGH\020\004*a\n\rGrammarSyntax\022\036\n\032G" +
+      "RAMMAR_SYNTAX_UNSPECIFIED\020\000\022\027\n\023GRAMMAR_S" +
+      "YNTAX_LARK\020\001\022\027\n\023GRAMMAR_SYNTAX_GBNF\020\002*W\n" +
+      "\007Pooling\022\027\n\023POOLING_UNSPECIFIED\020\000\022\020\n\014POO" +
+      "LING_MEAN\020\001\022\017\n\013POOLING_CLS\020\002\022\020\n\014POOLING_" +
+      "LAST\020\003*\223\002\n\014FinishReason\022\035\n\031FINISH_REASON" +
+      "_UNSPECIFIED\020\000\022\026\n\022FINISH_REASON_STOP\020\001\022\030" +
+      "\n\024FINISH_REASON_LENGTH\020\002\022\035\n\031FINISH_REASO" +
+      "N_STOP_STRING\020\003\022\034\n\030FINISH_REASON_TOOL_CA" +
+      "LLS\020\004\022\034\n\030FINISH_REASON_TIME_LIMIT\020\005\022 \n\034F" +
+      "INISH_REASON_CONTENT_FILTER\020\006\022\034\n\030FINISH_" +
+      "REASON_REPETITION\020\007\022\027\n\023FINISH_REASON_OTH" +
+      "ER\020\010*k\n\rBackendHealth\022\036\n\032BACKEND_HEALTH_" +
+      "UNSPECIFIED\020\000\022\032\n\026BACKEND_HEALTH_SERVING\020" +
+      "\001\022\036\n\032BACKEND_HEALTH_NOT_SERVING\020\0022\363\006\n\020In" +
+      "ferenceService\022I\n\010Complete\022\035.inferwire.v" +
+      "1.CompleteRequest\032\036.inferwire.v1.Complet" +
+      "eResponse\022W\n\016StreamComplete\022\035.inferwire." +
+      "v1.CompleteRequest\032$.inferwire.v1.Stream" +
+      "CompleteResponse0\001\022@\n\005Embed\022\032.inferwire." +
+      "v1.EmbedRequest\032\033.inferwire.v1.EmbedResp" +
+      "onse\022O\n\013CountTokens\022\035.inferwire.v1.Compl" +
+      "eteRequest\032!.inferwire.v1.CountTokensRes" +
+      "ponse\022I\n\010Tokenize\022\035.inferwire.v1.Tokeniz" +
+      "eRequest\032\036.inferwire.v1.TokenizeResponse" +
+      "\022O\n\nDetokenize\022\037.inferwire.v1.Detokenize" +
+      "Request\032 .inferwire.v1.DetokenizeRespons" +
+      "e\022O\n\nListModels\022\037.inferwire.v1.ListModel" +
+      "sRequest\032 .inferwire.v1.ListModelsRespon" +
+      "se\022I\n\010GetModel\022\035.inferwire.v1.GetModelRe" +
+      "quest\032\036.inferwire.v1.GetModelResponse\022T\n" +
+      "\013WatchModels\022 .inferwire.v1.WatchModelsR" +
+      "equest\032!.inferwire.v1.WatchModelsRespons" +
+      "e0\001\022U\n\014ListBackends\022!.inferwire.v1.ListB" +
+      "ackendsRequest\032\".inferwire.v1.ListBacken" +
+      "dsResponse\022C\n\006Health\022\033.inferwire.v1.Heal" +
+      "thRequest\032\034.inferwire.v1.HealthResponseB" +
+      "s\n\020dev.inferwire.v1B\016InferenceProtoP\001\242\002\003" +
+      "IXX\252\002\014Inferwire.V1\312\002\014Inferwire\\V1\342\002\030Infe" +
+      "rwire\\V1\\GPBMetadata\352\002\rInferwire::V1b\006pr" +
+      "oto3"
     };
     descriptor = com.google.protobuf.Descriptors.FileDescriptor
       .internalBuildGeneratedFileFrom(descriptorData,
@@ -736,7 +739,7 @@ public final class InferenceProto {
     internal_static_inferwire_v1_ModelHealth_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessageV3.FieldAccessorTable(
         internal_static_inferwire_v1_ModelHealth_descriptor,
-        new java.lang.String[] { "Name", "State", "Required", "StreamsInFlight", "QueueLength", "ParallelSequences", "QueueCapacity", });
+        new java.lang.String[] { "Name", "State", "Required", "StreamsInFlight", "QueueLength", "ParallelSequences", "QueueCapacity", "PromptTokensTotal", "CompletionTokensTotal", });
     internal_static_inferwire_v1_Limits_descriptor =
       getDescriptor().getMessageTypes().get(21);
     internal_static_inferwire_v1_Limits_fieldAccessorTable = new

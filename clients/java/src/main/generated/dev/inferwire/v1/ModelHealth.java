@@ -193,6 +193,37 @@ private static final long serialVersionUID = 0L;
     return queueCapacity_;
   }
 
+  public static final int PROMPT_TOKENS_TOTAL_FIELD_NUMBER = 8;
+  private long promptTokensTotal_ = 0L;
+  /**
+   * <pre>
+   * Output only. Tokens of prompts that it has read since it was loaded, those from a cache left out. Begins at 0 again with
+   * its engine. 0 for a route, whose models count for themselves.
+   * </pre>
+   *
+   * <code>uint64 prompt_tokens_total = 8 [json_name = "promptTokensTotal"];</code>
+   * @return The promptTokensTotal.
+   */
+  @java.lang.Override
+  public long getPromptTokensTotal() {
+    return promptTokensTotal_;
+  }
+
+  public static final int COMPLETION_TOKENS_TOTAL_FIELD_NUMBER = 9;
+  private long completionTokensTotal_ = 0L;
+  /**
+   * <pre>
+   * Output only. Tokens that it has generated since it was loaded, those of answers that still run included. As above.
+   * </pre>
+   *
+   * <code>uint64 completion_tokens_total = 9 [json_name = "completionTokensTotal"];</code>
+   * @return The completionTokensTotal.
+   */
+  @java.lang.Override
+  public long getCompletionTokensTotal() {
+    return completionTokensTotal_;
+  }
+
   private byte memoizedIsInitialized = -1;
   @java.lang.Override
   public final boolean isInitialized() {
@@ -227,6 +258,12 @@ private static final long serialVersionUID = 0L;
     }
     if (queueCapacity_ != 0) {
       output.writeUInt32(7, queueCapacity_);
+    }
+    if (promptTokensTotal_ != 0L) {
+      output.writeUInt64(8, promptTokensTotal_);
+    }
+    if (completionTokensTotal_ != 0L) {
+      output.writeUInt64(9, completionTokensTotal_);
     }
     getUnknownFields().writeTo(output);
   }
@@ -264,6 +301,14 @@ private static final long serialVersionUID = 0L;
       size += com.google.protobuf.CodedOutputStream
         .computeUInt32Size(7, queueCapacity_);
     }
+    if (promptTokensTotal_ != 0L) {
+      size += com.google.protobuf.CodedOutputStream
+        .computeUInt64Size(8, promptTokensTotal_);
+    }
+    if (completionTokensTotal_ != 0L) {
+      size += com.google.protobuf.CodedOutputStream
+        .computeUInt64Size(9, completionTokensTotal_);
+    }
     size += getUnknownFields().getSerializedSize();
     memoizedSize = size;
     return size;
@@ -292,6 +337,10 @@ private static final long serialVersionUID = 0L;
         != other.getParallelSequences()) return false;
     if (getQueueCapacity()
         != other.getQueueCapacity()) return false;
+    if (getPromptTokensTotal()
+        != other.getPromptTokensTotal()) return false;
+    if (getCompletionTokensTotal()
+        != other.getCompletionTokensTotal()) return false;
     if (!getUnknownFields().equals(other.getUnknownFields())) return false;
     return true;
   }
@@ -318,6 +367,12 @@ private static final long serialVersionUID = 0L;
     hash = (53 * hash) + getParallelSequences();
     hash = (37 * hash) + QUEUE_CAPACITY_FIELD_NUMBER;
     hash = (53 * hash) + getQueueCapacity();
+    hash = (37 * hash) + PROMPT_TOKENS_TOTAL_FIELD_NUMBER;
+    hash = (53 * hash) + com.google.protobuf.Internal.hashLong(
+        getPromptTokensTotal());
+    hash = (37 * hash) + COMPLETION_TOKENS_TOTAL_FIELD_NUMBER;
+    hash = (53 * hash) + com.google.protobuf.Internal.hashLong(
+        getCompletionTokensTotal());
     hash = (29 * hash) + getUnknownFields().hashCode();
     memoizedHashCode = hash;
     return hash;
@@ -460,6 +515,8 @@ private static final long serialVersionUID = 0L;
       queueLength_ = 0;
       parallelSequences_ = 0;
       queueCapacity_ = 0;
+      promptTokensTotal_ = 0L;
+      completionTokensTotal_ = 0L;
       return this;
     }
 
@@ -513,6 +570,12 @@ private static final long serialVersionUID = 0L;
       }
       if (((from_bitField0_ & 0x00000040) != 0)) {
         result.queueCapacity_ = queueCapacity_;
+      }
+      if (((from_bitField0_ & 0x00000080) != 0)) {
+        result.promptTokensTotal_ = promptTokensTotal_;
+      }
+      if (((from_bitField0_ & 0x00000100) != 0)) {
+        result.completionTokensTotal_ = completionTokensTotal_;
       }
     }
 
@@ -583,6 +646,12 @@ private static final long serialVersionUID = 0L;
       if (other.getQueueCapacity() != 0) {
         setQueueCapacity(other.getQueueCapacity());
       }
+      if (other.getPromptTokensTotal() != 0L) {
+        setPromptTokensTotal(other.getPromptTokensTotal());
+      }
+      if (other.getCompletionTokensTotal() != 0L) {
+        setCompletionTokensTotal(other.getCompletionTokensTotal());
+      }
       this.mergeUnknownFields(other.getUnknownFields());
       onChanged();
       return this;
@@ -644,6 +713,16 @@ private static final long serialVersionUID = 0L;
               bitField0_ |= 0x00000040;
               break;
             } // case 56
+            case 64: {
+              promptTokensTotal_ = input.readUInt64();
+              bitField0_ |= 0x00000080;
+              break;
+            } // case 64
+            case 72: {
+              completionTokensTotal_ = input.readUInt64();
+              bitField0_ |= 0x00000100;
+              break;
+            } // case 72
             default: {
               if (!super.parseUnknownField(input, extensionRegistry, tag)) {
                 done = true; // was an endgroup tag
@@ -1042,6 +1121,97 @@ private static final long serialVersionUID = 0L;
     public Builder clearQueueCapacity() {
       bitField0_ = (bitField0_ & ~0x00000040);
       queueCapacity_ = 0;
+      onChanged();
+      return this;
+    }
+
+    private long promptTokensTotal_ ;
+    /**
+     * <pre>
+     * Output only. Tokens of prompts that it has read since it was loaded, those from a cache left out. Begins at 0 again with
+     * its engine. 0 for a route, whose models count for themselves.
+     * </pre>
+     *
+     * <code>uint64 prompt_tokens_total = 8 [json_name = "promptTokensTotal"];</code>
+     * @return The promptTokensTotal.
+     */
+    @java.lang.Override
+    public long getPromptTokensTotal() {
+      return promptTokensTotal_;
+    }
+    /**
+     * <pre>
+     * Output only. Tokens of prompts that it has read since it was loaded, those from a cache left out. Begins at 0 again with
+     * its engine. 0 for a route, whose models count for themselves.
+     * </pre>
+     *
+     * <code>uint64 prompt_tokens_total = 8 [json_name = "promptTokensTotal"];</code>
+     * @param value The promptTokensTotal to set.
+     * @return This builder for chaining.
+     */
+    public Builder setPromptTokensTotal(long value) {
+
+      promptTokensTotal_ = value;
+      bitField0_ |= 0x00000080;
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * Output only. Tokens of prompts that it has read since it was loaded, those from a cache left out. Begins at 0 again with
+     * its engine. 0 for a route, whose models count for themselves.
+     * </pre>
+     *
+     * <code>uint64 prompt_tokens_total = 8 [json_name = "promptTokensTotal"];</code>
+     * @return This builder for chaining.
+     */
+    public Builder clearPromptTokensTotal() {
+      bitField0_ = (bitField0_ & ~0x00000080);
+      promptTokensTotal_ = 0L;
+      onChanged();
+      return this;
+    }
+
+    private long completionTokensTotal_ ;
+    /**
+     * <pre>
+     * Output only. Tokens that it has generated since it was loaded, those of answers that still run included. As above.
+     * </pre>
+     *
+     * <code>uint64 completion_tokens_total = 9 [json_name = "completionTokensTotal"];</code>
+     * @return The completionTokensTotal.
+     */
+    @java.lang.Override
+    public long getCompletionTokensTotal() {
+      return completionTokensTotal_;
+    }
+    /**
+     * <pre>
+     * Output only. Tokens that it has generated since it was loaded, those of answers that still run included. As above.
+     * </pre>
+     *
+     * <code>uint64 completion_tokens_total = 9 [json_name = "completionTokensTotal"];</code>
+     * @param value The completionTokensTotal to set.
+     * @return This builder for chaining.
+     */
+    public Builder setCompletionTokensTotal(long value) {
+
+      completionTokensTotal_ = value;
+      bitField0_ |= 0x00000100;
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * Output only. Tokens that it has generated since it was loaded, those of answers that still run included. As above.
+     * </pre>
+     *
+     * <code>uint64 completion_tokens_total = 9 [json_name = "completionTokensTotal"];</code>
+     * @return This builder for chaining.
+     */
+    public Builder clearCompletionTokensTotal() {
+      bitField0_ = (bitField0_ & ~0x00000100);
+      completionTokensTotal_ = 0L;
       onChanged();
       return this;
     }

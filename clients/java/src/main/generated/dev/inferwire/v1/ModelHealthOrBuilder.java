@@ -96,4 +96,25 @@ public interface ModelHealthOrBuilder extends
    * @return The queueCapacity.
    */
   int getQueueCapacity();
+
+  /**
+   * <pre>
+   * Output only. Tokens of prompts that it has read since it was loaded, those from a cache left out. Begins at 0 again with
+   * its engine. 0 for a route, whose models count for themselves.
+   * </pre>
+   *
+   * <code>uint64 prompt_tokens_total = 8 [json_name = "promptTokensTotal"];</code>
+   * @return The promptTokensTotal.
+   */
+  long getPromptTokensTotal();
+
+  /**
+   * <pre>
+   * Output only. Tokens that it has generated since it was loaded, those of answers that still run included. As above.
+   * </pre>
+   *
+   * <code>uint64 completion_tokens_total = 9 [json_name = "completionTokensTotal"];</code>
+   * @return The completionTokensTotal.
+   */
+  long getCompletionTokensTotal();
 }
