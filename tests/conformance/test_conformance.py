@@ -89,6 +89,8 @@ async def test_the_table_is_of_these_cases():
         assert {case["name"] for case in runner.CASES} == set(outcomes)
         assert {} == runner.surprises(outcomes, runner.known_failing(language))
     assert command.README.read_text().endswith(command.table(results))
+    told = (runner.ROOT / "clients" / "README.md").read_text()
+    assert len(results) == told.count(f"| {len(runner.CASES)} of {len(runner.CASES)} |")
 
 
 @pytest.mark.parametrize("name", ["every optional scalar, zero", "every optional scalar, unset"])
