@@ -90,7 +90,7 @@ async def test_an_answer_is_counted():
     """Its call, tokens, finish and times, with the model's name."""
     async with running(models={"demo": demo()}, **ON) as (server, client):
         request = pb.CompleteRequest(prompt="Once upon a time")
-        request.stopping.max_tokens = 20
+        request.stopping.max_tokens, request.stopping.ignore_eos = 20, True
         answers = [await client.complete(request) for _ in range(2)]
         told = await until_told(server, lambda told: told("inferwire_calls_total") == 2)
     usages = [answer.completion.usage for answer in answers]
