@@ -6,10 +6,12 @@ import asyncio
 import base64
 import contextlib
 import dataclasses
+import functools
+import hashlib
 import json
 import os
 import pathlib
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import grpc
@@ -77,9 +79,13 @@ ANSWERS: Mapping[str, type[Message]] = {
 }
 
 
+# Keys that the guarded server knows, by their scope.
+KEYS = {"infer": "iw_infer", "admin": "iw_admin"}
+
+
 @dataclasses.dataclass
 class World:
-    """What the cases meet: our server, plain, behind TLS and behind a relay, and peers that say what a case wrote."""
+    """What the cases meet: our server, plain and behind a relay, guarded ones, and peers that say what a case wrote."""
 
     server: Server
     peer: Peer
@@ -91,9 +97,13 @@ class World:
 @contextlib.asynccontextmanager
 async def world(folder: pathlib.Path) -> AsyncIterator[World]:
     """Yields the servers of all cases."""
-    key, certificate, ca = issued(folder, "server")
-    client_key, client_certificate, client_ca = issued(folder, "client")
-    pair = [(key.read_bytes(), certificate.read_bytes())]
+    async with _guarded(folder) as guarded, _open(guarded) as servers:
+        yield servers
+
+
+@contextlib.asynccontextmanager
+async def _open(guarded: Mapping[str, dict[str, Any]]) -> AsyncIterator[World]:
+    """Yields the servers that anybody may call, and the targets of all."""
     server = Server(
         Settings(
             address="127.0.0.1:0",
@@ -111,22 +121,16 @@ async def world(folder: pathlib.Path) -> AsyncIterator[World]:
             },
         )
     )
-    # The server has no TLS of its own yet; its port for these cases is made here, before it starts.
-    tls = server._ports[0].server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials(pair))
-    both = grpc.ssl_server_credentials(pair, client_ca.read_bytes(), require_client_auth=True)
-    mutual = server._ports[0].server.add_secure_port("127.0.0.1:0", both)
-    peer = Peer()
-    await peer.start()
-    wire = WirePeer()
-    await wire.start()
-    await server.start()
-    relay = Relay(server.port)
-    await relay.start()
-    try:
+    async with contextlib.AsyncExitStack() as running:
+        peer, wire = Peer(), WirePeer()
+        await _start(running, peer.start, peer.stop)
+        await _start(running, wire.start, wire.stop)
+        await _start(running, server.start, functools.partial(server.stop, drain_seconds=0))
+        relay = Relay(server.port)
+        await _start(running, relay.start, relay.stop)
         changes = server.registry.changes
         while not server.registry.is_ready:
             await changes.after(changes.revision)
-        own = {"cert": str(client_certificate), "key": str(client_key)}
         yield World(
             server,
             peer,
@@ -137,23 +141,45 @@ async def world(folder: pathlib.Path) -> AsyncIterator[World]:
                 "relay": {"target": f"127.0.0.1:{relay.port}"},
                 "peer": {"target": f"127.0.0.1:{peer.port}"},
                 "wire": {"target": f"127.0.0.1:{wire.port}"},
-                "tls": {"target": f"127.0.0.1:{tls}", "tls": {"ca": str(ca)}},
-                "mtls": {"target": f"127.0.0.1:{mutual}", "tls": {"ca": str(ca), **own}},
-                "mtls without a certificate": {
-                    "target": f"127.0.0.1:{mutual}",
-                    "tls": {"ca": str(ca)},
-                },
-                "tls with another ca": {
-                    "target": f"127.0.0.1:{tls}",
-                    "tls": {"ca": str(client_ca)},
-                },
+                **guarded,
             },
         )
-    finally:
-        await relay.stop()
-        await server.stop(drain_seconds=0)
-        await wire.stop()
-        await peer.stop()
+
+
+@contextlib.asynccontextmanager
+async def _guarded(folder: pathlib.Path) -> AsyncIterator[dict[str, dict[str, Any]]]:
+    """Yields servers that let in whom they know, as targets: behind TLS, behind mTLS, and behind TLS with keys."""
+    key, certificate, ca = issued(folder, "server")
+    client_key, client_certificate, client_ca = issued(folder, "client")
+    keys = folder / "keys.toml"
+    keys.write_text(
+        "".join(
+            f"[keys.{scope}]\nsha256 = '{hashlib.sha256(text.encode()).hexdigest()}'\nscopes = ['{scope}']\n"
+            for scope, text in KEYS.items()
+        )
+    )
+    pair = {"tls_certificate": str(certificate), "tls_key": str(key)}
+    servers = {
+        name: Server(Settings(address="127.0.0.1:0", scripted=True, **pair, **more))
+        for name, more in (
+            ("tls", {}),
+            ("mtls", {"tls_client_ca": str(client_ca)}),
+            ("keys", {"keys_file": str(keys)}),
+        )
+    }
+    trusts = {"ca": str(ca)}
+    own = {"cert": str(client_certificate), "key": str(client_key)}
+    async with contextlib.AsyncExitStack() as running:
+        for server in servers.values():
+            await _start(running, server.start, functools.partial(server.stop, drain_seconds=0))
+        at = {name: {"target": f"127.0.0.1:{server.port}"} for name, server in servers.items()}
+        yield {
+            "tls": {**at["tls"], "tls": trusts},
+            "tls with another ca": {**at["tls"], "tls": {"ca": str(client_ca)}},
+            "mtls": {**at["mtls"], "tls": {**trusts, **own}},
+            "mtls without a certificate": {**at["mtls"], "tls": trusts},
+            "keys": {**at["keys"], "tls": trusts},
+        }
 
 
 class ProgramEnded(Exception):
@@ -438,21 +464,21 @@ async def _silent(language: str) -> Outcomes:
         except (TimeoutError, ProgramEnded) as error:
             return type(error).__name__
 
-    outcomes = await asyncio.gather(*map(one, cases))
-    return {case["name"]: why for case, why in zip(cases, outcomes, strict=True)}
+    # Who cancels this waits until their servers have stopped.
+    async with asyncio.TaskGroup() as group:
+        tasks = {case["name"]: group.create_task(one(case)) for case in cases}
+    return {name: task.result() for name, task in tasks.items()}
 
 
 async def _run_silent(case: Mapping[str, Any], language: str) -> None:
-    server = Server(Settings(address="127.0.0.1:0", scripted=True))
-    await server.start()
-    relay, wire = Relay(server.port), WirePeer()
-    await relay.start()
-    await wire.start()
-    wire.play(case.get("wire", ()))
-    program = Program.of(language)
-    await program.start()
-    ports = {"relay": relay.port, "wire": wire.port}
-    try:
+    async with contextlib.AsyncExitStack() as running:
+        server = Server(Settings(address="127.0.0.1:0", scripted=True))
+        await _start(running, server.start, functools.partial(server.stop, drain_seconds=0))
+        relay, wire, program = Relay(server.port), WirePeer(), Program.of(language)
+        for each in (relay, wire, program):
+            await _start(running, each.start, each.stop)
+        wire.play(case.get("wire", ()))
+        ports = {"relay": relay.port, "wire": wire.port}
         for number, call in enumerate(case["calls"]):
             target = {"target": f"127.0.0.1:{ports[call['to']]}"}
             told = await program.ask(_line(f"{case['name']}#{number}", call, target))
@@ -461,11 +487,6 @@ async def _run_silent(case: Mapping[str, Any], language: str) -> None:
             _check_asked(case["asked"], wire.asked, case["calls"])
         assert 0 == relay.num_goaways, f"{relay}"
         assert case["silence"].get("num_connections", 0) == relay.num_connections, f"{relay}"
-    finally:
-        await program.stop()
-        await wire.stop()
-        await relay.stop()
-        await server.stop(drain_seconds=0)
 
 
 async def _why(case: Awaitable[None]) -> str | None:
@@ -499,3 +520,13 @@ def surprises(outcomes: Outcomes, known: set[str]) -> dict[str, str]:
         for name, why in outcomes.items()
         if (why is None) == (name in known)
     }
+
+
+async def _start(
+    running: contextlib.AsyncExitStack,
+    start: Callable[[], Awaitable[None]],
+    stop: Callable[[], Awaitable[None]],
+) -> None:
+    """Starts something that is stopped with `running`, also when its start is broken off."""
+    running.push_async_callback(stop)
+    await start()
