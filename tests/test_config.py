@@ -99,6 +99,44 @@ class TestRank:
             config.Settings().address = "x"  # type: ignore[misc]
 
 
+class TestWeb:
+    def test_a_list_of_origins_from_the_environment(self, here: Path) -> None:
+        """At commas: an origin has colons itself."""
+        settings = load(
+            environment={
+                "INFERWIRE_WEB_ADDRESS": "127.0.0.1:8080",
+                "INFERWIRE_WEB_ORIGINS": "https://a.example,http://localhost:5173",
+            }
+        )
+        assert ("127.0.0.1:8080", ["https://a.example", "http://localhost:5173"]) == (
+            settings.web_address, settings.web_origins,
+        )  # fmt: skip
+
+    @pytest.mark.parametrize(
+        "origin", ["*", "null", "https://a.example", "http://[::1]:1", "tauri://localhost"]
+    )
+    def test_origins(self, here: Path, origin: str) -> None:
+        """As browsers write them."""
+        assert [origin] == load(f"web_origins = ['{origin}']", here).web_origins
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("web_origins = ['https://a.example/']", "web_origins: 'https://a.example/' is no origin"),
+            ("web_origins = ['https://A.example']", "is no origin"),
+            ("web_origins = ['a.example']", "is no origin"),
+            ("web_origins = ['https://a,https://b']", "is no origin"),
+            ("web_origins = ['https://*.a.example', '']", "is no origin"),
+            ("web_address = '8080'", "web_address '8080' is not HOST:PORT"),
+            ("web_address = '0.0.0.0:8080'", "web_address '0.0.0.0:8080' can be reached from other machines"),
+        ],
+    )
+    def test_mistakes(self, here: Path, text: str, words: str) -> None:
+        """What no browser would send, and an address that is open to others by accident."""
+        assert words in mistake(text, here)
+        assert load("insecure = true\nweb_address = '0.0.0.0:8080'", here).web_address
+
+
 class TestUnknownKeys:
     @pytest.mark.parametrize(
         ("text", "words"),

@@ -66,10 +66,11 @@ def server(*names: str) -> list[str]:
             ["grpc", "grpc_health", "grpc_reflection"],
             [
                 "inferwire",
-                *server("ports", "rpc", "status", "health", "tls", "channel_arguments"),
+                *server("ports", "rpc", "status", "health", "tls", "channel_arguments", "web"),
                 *server("backends.inferwire", "cli"),
             ],
         ),
+        (["connectrpc", "uvicorn", "h11", "protobuf"], server("web")),
         (["httpx"], server("backends._http")),
         (["httpcore"], server("backends._http", "backends._network")),
         (["llama_cpp"], server("engine.llama_model", "engine.llama_runner", "engine.sampler")),
@@ -163,7 +164,7 @@ def test_the_client_knows_no_server() -> None:
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("inferwire_server.server", ["llama_cpp", "jinja2"]),
+        ("inferwire_server.server", ["llama_cpp", "jinja2", "connectrpc", "uvicorn"]),
         ("inferwire_server.engine.__main__", ["grpc", "llama_cpp"]),
         ("inferwire_server.engine.llama_runner", ["grpc"]),
         ("inferwire_server.cli", ["grpc", "llama_cpp"]),

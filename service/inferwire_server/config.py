@@ -33,6 +33,9 @@ _CLIENT_VARIABLES = {"INFERWIRE_TOKEN"}
 # Settings that only a file can hold; the engine's have variables of their own.
 _TABLES = ("models", "engine", "backends", "routes")
 
+# What parts the items of a list in the environment.
+_LISTS = {"model_roots": os.pathsep, "web_origins": ","}
+
 # Settings in seconds; the bound keeps infinity out, which no clock and no Duration can hold.
 _MAX_SECONDS = 10 * 365 * 86400
 Positive = Annotated[float, msgspec.Meta(gt=0, le=_MAX_SECONDS)]
@@ -222,6 +225,8 @@ class Settings(_Frozen, frozen=True):
     address: str = "127.0.0.1:50051"
     admin_address: str = ""
     probe_address: str = ""
+    web_address: str = ""
+    web_origins: list[str] = []
     insecure: bool = False
     tls_certificate: str = ""
     tls_key: str = ""
@@ -274,6 +279,11 @@ class Settings(_Frozen, frozen=True):
         return Address.parse("probe_address", self.probe_address) if self.probe_address else None
 
     @property
+    def web(self) -> Address | None:
+        """Where Connect, gRPC-Web and JSON are spoken."""
+        return Address.parse("web_address", self.web_address) if self.web_address else None
+
+    @property
     def has_reflection(self) -> bool:
         """Whether reflection is served: as set, else on loopback only."""
         return self.main.is_local if self.reflection is None else self.reflection
@@ -314,7 +324,7 @@ def _read_file(file: pathlib.Path | None) -> dict[str, Any]:
 
 
 def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Reads INFERWIRE_<KEY>, and INFERWIRE_ENGINE_<KEY> for the engine's table; a list is split at colons."""
+    """Reads INFERWIRE_<KEY>, and INFERWIRE_ENGINE_<KEY> for the engine's table."""
     values: dict[str, Any] = {}
     for name, text in environment.items():
         if not name.startswith(PREFIX) or _SERVICE_VARIABLE.fullmatch(name) or name in _CLIENT_VARIABLES:
@@ -333,7 +343,8 @@ def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         plain = [field for field in Settings.__struct_fields__ if field not in _TABLES]
         if key not in plain:
             raise ConfigError(_unknown(name, [PREFIX + field.upper() for field in plain]))
-        values[key] = text.split(os.pathsep) if key == "model_roots" else text
+        separator = _LISTS.get(key)
+        values[key] = text.split(separator) if separator else text
     return values
 
 
@@ -396,6 +407,12 @@ def _check(settings: Settings) -> None:
         raise ConfigError(
             f"traces_endpoint {settings.traces_endpoint!r} is not http://HOST:PORT or https://HOST:PORT"
         )
+    for origin in settings.web_origins:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise ConfigError(
+                f"web_origins: {origin!r} is no origin such as https://chat.example or http://localhost:5173, "
+                "in lower case and without a path"
+            )
     for name, model in settings.models.items():
         if not re.fullmatch(r"[A-Za-z0-9_.:/-]{1,128}", name):
             raise ConfigError(
@@ -419,20 +436,28 @@ def _check_ports(settings: Settings) -> None:
         raise ConfigError(
             "tls_client_ca asks callers for certificates, which needs tls_certificate and tls_key too"
         )
-    for key, address in (("address", settings.main), ("admin_address", settings.admin)):
+    ports = {"address": settings.main, "admin_address": settings.admin, "web_address": settings.web}
+    for key, address in ports.items():
         if address is None or address.is_local or settings.insecure or settings.tls_certificate:
             continue
         raise ConfigError(
             f"{key} {str(address)!r} can be reached from other machines, and the traffic would be in the clear; "
             "set tls_certificate and tls_key, say insecure (--insecure) if that is meant, or bind to 127.0.0.1"
         )
-    if settings.metrics and settings.metrics.path:
-        raise ConfigError(f"metrics_address {settings.metrics_address!r} is not HOST:PORT")
+    for key, address in {"metrics_address": settings.metrics, "web_address": settings.web}.items():
+        if address is not None and address.path:
+            raise ConfigError(f"{key} {str(address)!r} is not HOST:PORT")
     # Probes are told nothing but names and SERVING or not, scrapers names and numbers: they may be in the clear.
-    places = (settings.main, settings.admin, settings.probe, settings.metrics)
+    places = (*ports.values(), settings.probe, settings.metrics)
     addresses = [each for each in places if each and (each.port or each.path)]
     if len(set(addresses)) < len(addresses):
-        raise ConfigError("address, admin_address, probe_address and metrics_address must differ")
+        raise ConfigError(
+            "address, admin_address, web_address, probe_address and metrics_address must differ"
+        )
+
+
+# As browsers write them in the header; a page of a file says "null".
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\sA-Z,*]+|null")
 
 
 def _check_names(settings: Settings) -> None:

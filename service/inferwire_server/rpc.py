@@ -194,9 +194,13 @@ class Method:
         """Whether it answers with `stream`, else with `answer`."""
         return self.descriptor.server_streaming
 
+    def new_request(self) -> Message:
+        """Returns an empty request."""
+        return GetMessageClass(self.descriptor.input_type)()
+
     def parse(self, data: bytes) -> Message:
         """Returns the request. Raises errors.MalformedMessage."""
-        request = GetMessageClass(self.descriptor.input_type)()
+        request = self.new_request()
         try:
             request.ParseFromString(data)
         except DecodeError:

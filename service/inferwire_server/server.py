@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import structlog
 
@@ -23,7 +23,7 @@ from inferwire_server import __version__, errors, health, rpc
 from inferwire_server.access import Access
 from inferwire_server.backends import providers
 from inferwire_server.backends.scripted import ScriptedBackend
-from inferwire_server.config import DEMO_MODEL, Address, Settings
+from inferwire_server.config import DEMO_MODEL, Address, ConfigError, Settings
 from inferwire_server.models import demo_model_path
 from inferwire_server.models_servicer import ModelServicer
 from inferwire_server.ports import AddressInUse, Port
@@ -32,6 +32,9 @@ from inferwire_server.router import RouteBackend
 from inferwire_server.servicer import InferenceServicer
 from inferwire_server.telemetry import Telemetry
 from inferwire_server.tls import Certificates
+
+if TYPE_CHECKING:
+    from inferwire_server import web
 
 log = structlog.get_logger()
 
@@ -52,7 +55,7 @@ class Server:
     """One server. `start`, then `stop`; or `run` for a whole life with signals. Make it inside its event loop."""
 
     def __init__(self, settings: Settings) -> None:
-        """Raises config.ConfigError for certificates, keys or a backend that cannot be."""
+        """Raises config.ConfigError for certificates, keys, a web port or a backend that cannot be."""
         self.settings = settings
         self._certificates = Certificates.of(settings)
         self._access = Access.of(settings)
@@ -67,6 +70,7 @@ class Server:
         self.health = health.Health(self.registry)
         self.telemetry = Telemetry(settings, self.registry, self.gate)
         self.gate.observers = self.telemetry.observers
+        self.web = self._new_web_port(settings.web) if settings.web else None
         self._ports = self._new_ports()
         self._tasks: list[asyncio.Task[None]] = []
         self._hurry = False
@@ -91,11 +95,30 @@ class Server:
             *(["Administration"] if self.settings.admin else []),
             *(["Probes"] if self.settings.probe else []),
         ]
-        addresses = dict(zip(words, (port.address for port in self._ports[1:]), strict=True))
+        others = (port.address for port in self._ports[1:] if port is not self.web)
+        addresses = dict(zip(words, others, strict=True))
         metrics = self.telemetry.metrics_address
         return {**addresses, **({"Metrics": metrics} if metrics else {})}
 
-    def _new_ports(self) -> list[Port]:
+    def _new_web_port(self, address: Address) -> web.WebPort:
+        # Imported here: its libraries are those of an extra.
+        try:
+            from inferwire_server import web
+        except ImportError as error:
+            raise ConfigError(
+                f"web_address needs packages that are not installed ({error.name}): "
+                "pip install 'inferwire-server[web]'"
+            ) from error
+        settings = self.settings
+        return web.WebPort(
+            address,
+            self.gate,
+            self._certificates,
+            origins=settings.web_origins,
+            write_stall_seconds=settings.write_stall_seconds,
+        )
+
+    def _new_ports(self) -> list[Port | web.WebPort]:
         """Returns the ports, the main one first."""
         settings = self.settings
         inference = InferenceServicer(registry=self.registry, settings=settings, gate=self.gate)
@@ -104,16 +127,23 @@ class Server:
         main.add(INFERENCE_SERVICE.full_name, rpc.bind(INFERENCE_SERVICE, inference, self.gate))
         admin = Port(settings.admin, self._access, self._certificates) if settings.admin else None
         (admin or main).add(MODEL_SERVICE.full_name, rpc.bind(MODEL_SERVICE, models, self.gate))
-        ports = [main, *([admin] if admin else [])]
-        for port in ports:
-            port.add_health(self.health)
-            if settings.has_reflection:
-                port.add_reflection()
+        ports: list[Port | web.WebPort] = [main, *([admin] if admin else [])]
+        for port in (main, admin):
+            if port is not None:
+                port.add_health(self.health)
+                if settings.has_reflection:
+                    port.add_reflection()
         if settings.probe:
             # In the clear, for those who can ask in no other way: a kubelet.
             probe = Port(settings.probe, self._access, None)
             probe.add_health(self.health)
             ports.append(probe)
+        if self.web is not None:
+            self.web.add(INFERENCE_SERVICE.full_name, rpc.bind(INFERENCE_SERVICE, inference, self.gate))
+            if admin is None:
+                self.web.add(MODEL_SERVICE.full_name, rpc.bind(MODEL_SERVICE, models, self.gate))
+            self.web.add_health(self.health)
+            ports.append(self.web)
         return ports
 
     async def run(self, on_start: Callable[[Server], None] = lambda server: None) -> None:

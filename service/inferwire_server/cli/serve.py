@@ -70,6 +70,11 @@ def _model(
     help="Where to listen for Load and Unload, instead of with the rest. Also unix:PATH.",
 )
 @click.option(
+    "--web-address",
+    metavar="HOST:PORT",
+    help="Where to speak Connect, gRPC-Web and JSON, for browsers and curl; see docs/web.md.",
+)
+@click.option(
     "--probe-address",
     metavar="HOST:PORT",
     help="Where to tell health in the clear, for probes that know no TLS.",
@@ -128,6 +133,8 @@ def _announce(server: Any) -> None:
     click.echo(f"inferwire {__version__} listens on {address}")
     for what, other in server.other_addresses.items():
         click.echo(f"{what} at {other}")
+    if server.web is not None:
+        click.echo(f"Browsers and curl at {server.web.url}")
     click.echo(f"Models: {', '.join(names) or 'none; load one with: inferwire load NAME PATH'}")
     tls = " --tls" if server.settings.tls_certificate else ""
     click.echo(f"Talk to it from another terminal:  {_own_name()} chat{_address_flag(address)}{tls}")
