@@ -26,33 +26,41 @@ export function script(...events: Step[]): string {
 export class Server {
   private constructor(
     readonly address: string,
+    /** Where its web port is; empty without one. */
+    readonly webUrl: string,
     readonly process: ChildProcess,
   ) {}
 
-  /** Starts the program of the environment variable INFERWIRE_SERVER, or that of the repository's own environment. */
-  static async start(): Promise<Server> {
+  /**
+   * Starts the program of the environment variable INFERWIRE_SERVER, or that of the repository's own environment.
+   *
+   * @param web - has it open a web port, which pages of these origins may call.
+   */
+  static async start(web?: { origins: string[] }): Promise<Server> {
     // The server takes every variable INFERWIRE_... for a setting of its own.
     const { INFERWIRE_SERVER: program = PROGRAM, ...env } = process.env;
     if (program === PROGRAM && !existsSync(PROGRAM)) {
       throw new Error("there is no server to test with: run `make setup`, or set INFERWIRE_SERVER to a command line");
     }
-    const server = spawn(`exec ${program} serve --scripted --address 127.0.0.1:0 --log-level warning`, {
+    const flags = web ? "--web-address 127.0.0.1:0" : "";
+    const server = spawn(`exec ${program} serve --scripted --address 127.0.0.1:0 --log-level warning ${flags}`, {
       shell: true,
       stdio: ["ignore", "pipe", "inherit"],
-      env,
+      env: { ...env, ...(web && { INFERWIRE_WEB_ORIGINS: web.origins.join(",") }) },
     });
-    const address = await new Promise<string>((resolve, reject) => {
+    const told: string[] = [];
+    await new Promise<void>((resolve, reject) => {
       // It goes on to read what the server prints, or the server would fail to print it.
       createInterface({ input: server.stdout })
         .on("line", (line) => {
-          const found = /127\.0\.0\.1:\d+/.exec(line);
-          if (found) {
-            resolve(found[0]);
+          told.push(...(/(?:http:\/\/)?127\.0\.0\.1:\d+/.exec(line) ?? []));
+          if (told.length >= (web ? 2 : 1)) {
+            resolve();
           }
         })
         .on("close", () => reject(new Error("the server ended before it listened")));
     });
-    return new Server(address, server);
+    return new Server(told[0] ?? "", told[1] ?? "", server);
   }
 
   async stop(): Promise<void> {
