@@ -9,10 +9,11 @@ import pathlib
 import shutil
 import subprocess
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any
 
-import pytest
 import yaml
+
+from .interoperability.tools import lacking
 
 ROOT = pathlib.Path(__file__).parents[1]
 CHART = ROOT / "deploy" / "helm" / "inferwire"
@@ -25,15 +26,8 @@ Document = dict[str, Any]
 
 
 def go() -> str:
-    """Returns the Go command. Without one the test is skipped; where everything must pass it fails."""
-    return shutil.which("go") or missing("Go is not installed; helm and schemas come by it")
-
-
-def missing(what: str) -> NoReturn:
-    """Skips the test for want of something; fails it where everything must pass."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(what)
-    pytest.skip(what)
+    """Returns the Go command."""
+    return shutil.which("go") or lacking("Go is not installed; helm and schemas come by it")
 
 
 @functools.cache
@@ -50,7 +44,7 @@ def helm() -> pathlib.Path:
             env={**os.environ, "GOBIN": str(unfinished), "CGO_ENABLED": "0"},
         )
         if ended.returncode != 0:
-            missing(f"helm cannot be built: {ended.stderr}")
+            lacking(f"helm cannot be built: {ended.stderr}")
         (unfinished / "helm").rename(folder / "helm")
         unfinished.rmdir()
     return folder / "helm"
@@ -64,7 +58,7 @@ def module_folder(module: str) -> pathlib.Path:
     )
     found = json.loads(ended.stdout or "{}")
     if "Error" in found or "Dir" not in found:
-        missing(f"{module} cannot be had: {found.get('Error')}")
+        lacking(f"{module} cannot be had: {found.get('Error')}")
     return pathlib.Path(found["Dir"])
 
 
