@@ -18,7 +18,7 @@ SETUP = $(PYTHON) tools/setup_env.py
 BIN = .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test clients test-clients conformance setup lint format types generate check-generate bench bench-stream bench-cancel bench-calls bench-gateway bench-clients check-servers train lock clean
+.PHONY: help serve test clients test-clients conformance setup lint format types generate check-generate bench bench-stream bench-cancel bench-calls bench-gateway bench-clients check-servers check-image train lock clean
 
 help: ## Show this list
 	@echo "make TARGET [ADDRESS=$(ADDRESS)] [ARGS='more arguments'] [PYTHON=python3.12] [LANG=go]"
@@ -98,6 +98,10 @@ bench-clients: ## Measure what a streamed event costs each client that `make con
 check-servers: .venv-bench/stamp ## Ask real servers of other makers for answers of the demo model, as remote backends
 	@.venv-bench/bin/python -m bench.servers $(ARGS)
 
+check-image: .venv-sbom/stamp ## Build the container image without Docker, and try it (Debian or Ubuntu, root; minutes, once)
+	@$(SETUP) --dev
+	@$(BIN)/python tools/check_image.py $(ARGS)
+
 train: ## Train the demo model from nothing (ARGS goes to training.train)
 	@$(SETUP) --train
 	$(BIN)/python -m training.train $(ARGS)
@@ -106,7 +110,7 @@ lock: .venv-lock/stamp ## Lock the requirements anew (ARGS goes to uv, such as -
 	tools/lock.sh .venv-lock/bin/uv $(ARGS)
 
 clean: ## Remove everything that is made here, the environments too
-	rm -rf .venv .venv-bench .venv-generate .venv-litellm .venv-lock .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-bench .venv-generate .venv-litellm .venv-lock .venv-sbom .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	rm -rf clients/*/build clients/*/target clients/typescript/dist clients/typescript/node_modules tests/other_languages/*/target
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -130,6 +134,12 @@ clean: ## Remove everything that is made here, the environments too
 	@echo "==> Making .venv-litellm"
 	@$(PYTHON) -m venv --clear .venv-litellm
 	@.venv-litellm/bin/python -m pip install -q --disable-pip-version-check --require-hashes --no-deps -r $<
+	@touch $@
+
+.venv-sbom/stamp: requirements/sbom.txt
+	@echo "==> Making .venv-sbom"
+	@$(PYTHON) -m venv --clear .venv-sbom
+	@.venv-sbom/bin/python -m pip install -q --disable-pip-version-check --require-hashes --no-deps -r $<
 	@touch $@
 
 .venv/pyvenv.cfg:

@@ -97,6 +97,31 @@ def test_server_and_client_have_one_version() -> None:
     assert SERVER["requires-python"] == CLIENT["requires-python"]
 
 
+def test_image_chart_and_compose_have_the_version_of_the_server() -> None:
+    """A release raises it in one commit; by default the chart asks for the image of its own version."""
+    version = re.escape(SERVER["version"])
+    for file, pattern in [
+        ("Dockerfile", rf"^ARG VERSION={version}$"),
+        ("deploy/helm/inferwire/Chart.yaml", rf"^version: {version}$"),
+        ("deploy/helm/inferwire/Chart.yaml", rf"^appVersion: {version}$"),
+        ("deploy/compose/compose.yaml", rf"^    image: inferwire:{version}$"),
+    ]:
+        assert re.search(pattern, (ROOT / file).read_text(), re.MULTILINE), file
+
+
+def test_the_image_is_made_of_what_docker_is_sent() -> None:
+    """All that the Dockerfile copies from the folder exists, and .dockerignore lets it through."""
+    sent = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    lines = (ROOT / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
+    copied = [
+        source for line in lines if re.match(r"COPY (?!--from)", line) for source in line.split()[1:-1]
+    ] + re.findall(r"type=bind,source=([^,]+),", "\n".join(lines))
+    assert len(copied) > 5
+    for source in copied:
+        assert (ROOT / source).exists(), source
+        assert any(source == each or source.startswith(f"{each}/") for each in sent), source
+
+
 def test_the_generator_is_the_one_whose_runtime_the_client_promises() -> None:
     """Generated code refuses a grpcio that is older than its generator."""
     (generator,) = locked_versions(ROOT / "requirements/generate.txt")["grpcio-tools"]
