@@ -60,6 +60,7 @@ EVERYTHING: dict[str, Any] = {
     "keys": {"secretName": "keys"},
     "providerKeys": {"OPENAI_API_KEY": {"secretName": "providers", "key": "openai"}},
     "admin": {"exposed": True},
+    "web": {"enabled": True, "origins": ["https://app.example.com"]},
     "metrics": {"serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}},
     "modelVolume": {"enabled": True, "claim": {"create": True, "storageClassName": "fast"}},
     "service": {"type": "LoadBalancer", "annotations": {"a/b": "c"}, "appProtocol": "tls"},
@@ -212,6 +213,7 @@ def test_every_value_of_the_settings_arrives(tmp_path):
     told = tomllib.loads(settings_text(rendered(EVERYTHING)))
     given = EVERYTHING["config"]
     assert given == {key: told[key] for key in given}
+    assert ["https://app.example.com"] == told["web_origins"]
 
 
 @each_variant

@@ -22,16 +22,20 @@ ones are written as such, as a person would.
 {{- if .Values.admin.separate -}}
 {{- $_ := set $own "admin_address" (printf "%s:%d" (ternary $host "127.0.0.1" .Values.admin.exposed) (int .Values.ports.admin)) -}}
 {{- end -}}
+{{- if .Values.web.enabled -}}
+{{- $_ := set $own "web_address" (printf "%s:%d" $host (int .Values.ports.web)) -}}
+{{- $_ := set $own "web_origins" .Values.web.origins -}}
+{{- end -}}
 {{- if .Values.metrics.enabled -}}
 {{- $_ := set $own "metrics_address" (printf "%s:%d" $host (int .Values.ports.metrics)) -}}
 {{- end -}}
 {{- if .Values.modelVolume.enabled -}}
 {{- $_ := set $own "model_roots" (list .Values.modelVolume.mountPath) -}}
 {{- end -}}
-{{- $written := list "address" "probe_address" "insecure" "tls_certificate" "tls_key" "tls_client_ca" "keys_file" "admin_address" "metrics_address" -}}
+{{- $written := list "address" "probe_address" "insecure" "tls_certificate" "tls_key" "tls_client_ca" "keys_file" "admin_address" "web_address" "web_origins" "metrics_address" -}}
 {{- range $key := concat $written (keys $own) | uniq -}}
 {{- if hasKey $.Values.config $key -}}
-{{- fail (printf "config.%s is written by the chart: see the values tls, keys, admin, metrics, ports and modelVolume" $key) -}}
+{{- fail (printf "config.%s is written by the chart: see the values tls, keys, admin, web, metrics, ports and modelVolume" $key) -}}
 {{- end -}}
 {{- end -}}
 {{- if lt (values .Values.ports | uniq | len) (len .Values.ports) -}}
