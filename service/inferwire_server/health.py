@@ -84,11 +84,21 @@ class Health:
 
 
 class _Servicer(health.aio.HealthServicer):  # type: ignore[misc]  # the package has no types
-    """The standard servicer with the List that its asyncio variant lacks."""
+    """The standard servicer with the List that its asyncio variant lacks, and with words for a name that nobody has."""
 
     def __init__(self, told: Mapping[str, int]) -> None:
         super().__init__()
         self._told = told
+
+    async def Check(
+        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> HealthCheckResponse:
+        if request.service not in self._told:
+            await context.abort(
+                grpc.StatusCode.NOT_FOUND,
+                f"no health under this name; there are {LIVENESS}, the empty name and {MODEL_PREFIX}<name>",
+            )
+        return await super().Check(request, context)
 
     async def List(
         self, request: health_pb2.HealthListRequest, context: grpc.aio.ServicerContext[Any, Any]
