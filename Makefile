@@ -18,7 +18,7 @@ SETUP = $(PYTHON) tools/setup_env.py
 BIN = .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test clients test-clients conformance setup lint format types generate check-generate bench bench-stream bench-cancel bench-calls bench-gateway bench-clients check-servers check-image train lock clean
+.PHONY: help serve test clients test-clients conformance setup lint format types generate check-generate bench bench-stream bench-cancel bench-calls bench-gateway bench-clients check-servers check-image reliability train lock clean
 
 help: ## Show this list
 	@echo "make TARGET [ADDRESS=$(ADDRESS)] [ARGS='more arguments'] [PYTHON=python3.12] [LANG=go]"
@@ -101,6 +101,10 @@ check-servers: .venv-bench/stamp ## Ask real servers of other makers for answers
 check-image: .venv-sbom/stamp ## Build the container image without Docker, and try it (Debian or Ubuntu, root; minutes, once)
 	@$(SETUP) --dev
 	@$(BIN)/python tools/check_image.py $(ARGS)
+
+reliability: ## Run every row of tests/reliability, the long ones too, and write its scorecard (most of an hour)
+	@$(SETUP) --dev
+	@$(BIN)/python -m pytest tests/reliability --nightly --scorecard --timeout=900 $(ARGS)
 
 train: ## Train the demo model from nothing (ARGS goes to training.train)
 	@$(SETUP) --train

@@ -9,7 +9,6 @@ import random
 import grpc
 
 from inferwire import user
-from inferwire.v1 import inference_pb2 as pb
 
 from .serving import bare_stub, demo, endless, rest, running, until_idle
 
@@ -65,31 +64,6 @@ async def test_two_hundred_cancels_at_random_moments_leave_nothing_behind():
         assert all(reached.values())
         response = await client.complete(chat=[user("What is the capital of France?")], temperature=0)
         assert "The capital of France is Paris." == response.message.parts[0].text
-
-
-async def test_a_cancel_changes_no_byte_of_the_streams_beside_it():
-    """Half of the streams are cancelled; the others say what they say when nobody is."""
-    async with running(models={"demo": demo(parallel_sequences=8)}) as (server, _), bare_stub(server) as stub:
-
-        async def answer(index: int, cancel_after: int | None) -> str:
-            request = pb.CompleteRequest(model="demo", prompt=f"Once upon a time {'very ' * index}long ago")
-            request.sampling.temperature = 0
-            request.stopping.max_tokens = 60
-            call = stub.StreamComplete(request)
-            text = ""
-            while (event := await call.read()) is not grpc.aio.EOF:
-                text += event.text.text
-                if cancel_after is not None and len(text) >= cancel_after:
-                    call.cancel()
-                    break
-            return text
-
-        undisturbed = await asyncio.gather(*(answer(index, None) for index in range(8)))
-        for round_ in range(5):
-            cancelled = set(random.Random(round_).sample(range(8), 4))
-            texts = await asyncio.gather(*(answer(i, 20 if i in cancelled else None) for i in range(8)))
-            for index in set(range(8)) - cancelled:
-                assert undisturbed[index] == texts[index]
 
 
 async def test_a_queued_request_that_is_cancelled_never_reaches_the_engine():

@@ -17,7 +17,13 @@ from inferwire_server import errors
 from inferwire_server.engine.v1 import engine_pb2
 
 HEADER = struct.Struct(">I")
+# Far beyond what either end says; a longer frame is no frame.
+MAX_FRAME_BYTES = 256 << 20
 REASON_PREFIX = "ERROR_REASON_"
+
+
+class MalformedFrame(Exception):
+    """The bytes are not frames: the other end is broken."""
 
 
 def frame(message: Message) -> bytes:
@@ -36,11 +42,13 @@ class FrameReader:
         return f"<FrameReader [{len(self._buffer)} bytes held]>"
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Yields the payloads that `data` completes."""
+        """Yields the payloads that `data` completes. Raises MalformedFrame."""
         self._buffer += data
         begin = 0
         while len(self._buffer) - begin >= HEADER.size:
             (length,) = HEADER.unpack_from(self._buffer, begin)
+            if length > MAX_FRAME_BYTES:
+                raise MalformedFrame(f"a frame of {length} bytes")
             end = begin + HEADER.size + length
             if len(self._buffer) < end:
                 break

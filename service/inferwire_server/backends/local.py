@@ -82,6 +82,8 @@ class LocalBackend:
     id = BACKEND_ID
     display_name = "llama.cpp"
     candidates = ()
+    # What is started; it gets the descriptor of its socket and our process id. Only tests set another.
+    command: Sequence[str] = (sys.executable, "-m", "inferwire_server.engine")
 
     def __init__(
         self,
@@ -395,9 +397,7 @@ class LocalBackend:
             environment["GGML_NO_BACKTRACE"] = "1"
             environment.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "inferwire_server.engine",
+                *self.command,
                 str(theirs.fileno()),
                 str(os.getpid()),
                 stdin=asyncio.subprocess.DEVNULL,
@@ -432,6 +432,9 @@ class LocalBackend:
                     self._take(engine_pb2.Report.FromString(payload))
         except OSError as error:
             log.info("engine_socket_failed", model=self.model, error=error.strerror)
+        except Exception:
+            # What it says cannot be understood, so nothing that it says can be trusted: it ends as if it had crashed.
+            log.exception("engine_report_failed", model=self.model)
         self._fail_all(
             errors.EngineCrashed(
                 "the engine process ended; it is being started again", metadata={"model": self.model}

@@ -279,8 +279,8 @@ def die_with_parent(parent: int) -> None:
         os._exit(0)
 
 
-def main() -> None:
-    """Runs the process."""
+def main(process: type[EngineProcess] = EngineProcess) -> None:
+    """Runs the process. Tests run one of their own."""
     fd, parent = int(sys.argv[1]), int(sys.argv[2])
     die_with_parent(parent)
     # A terminal's Ctrl-C and a service manager's SIGTERM go to the whole group; the gateway decides when an engine ends.
@@ -291,7 +291,7 @@ def main() -> None:
     handler.setFormatter(_Wordless("%(levelname)s %(name)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     sys.excepthook = lambda type, error, trace: log.critical("the engine failed", exc_info=error)
-    sys.exit(EngineProcess(socket.socket(fileno=fd)).run())
+    sys.exit(process(socket.socket(fileno=fd)).run())
 
 
 class _Wordless(logging.Formatter):

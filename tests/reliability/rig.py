@@ -1,0 +1,154 @@
+"""What the rows run on: servers with stub engines in this process, or as a process of their own, and what is asked of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import pathlib
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any, TypeVar
+
+import msgspec
+import psutil
+
+from inferwire import AsyncClient
+from inferwire.v1 import inference_pb2 as pb
+from inferwire_server.backends.local import LocalBackend
+from inferwire_server.config import ModelSettings
+from inferwire_server.server import Server
+from tests import serving
+
+from . import stub_engine
+
+T = TypeVar("T")
+
+
+class Hung(AssertionError):
+    """Something did not happen within its guard."""
+
+
+async def within(seconds: float, awaitable: Awaitable[T], what: str = "it") -> T:
+    """Returns what is awaited. Raises Hung when it takes longer: a guard against a hang, not a measurement."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await awaitable
+    except TimeoutError:
+        raise Hung(f"{what} did not happen within {seconds} s") from None
+
+
+def stub_model(folder: pathlib.Path, name: str = "stub", *, slots: int = 4, **plan: Any) -> ModelSettings:
+    """Returns the settings of a model for a stub engine; `plan` has the fields of `stub_engine.Plan`."""
+    path = folder / f"{name}.json"
+    path.write_bytes(msgspec.json.encode(stub_engine.Plan(**plan)))
+    return ModelSettings(path=str(path), config={"parallel_sequences": slots})
+
+
+@contextlib.contextmanager
+def stub_engines() -> Iterator[None]:
+    """Local models of this process have stub engines meanwhile."""
+    real = LocalBackend.command
+    LocalBackend.command = stub_engine.COMMAND
+    try:
+        yield
+    finally:
+        LocalBackend.command = real
+
+
+@contextlib.asynccontextmanager
+async def stub_server(**settings: Any) -> AsyncIterator[tuple[Server, AsyncClient]]:
+    """As `serving.running`, with stub engines."""
+    with stub_engines():
+        async with serving.running(**settings) as running:
+            yield running
+
+
+async def until(server: Server, is_so: Callable[[], bool], seconds: float, what: str = "it") -> None:
+    """Waits until something is so. Raises Hung when that takes longer."""
+    changes = server.registry.changes
+
+    async def poll() -> None:
+        while not is_so():
+            # Steps are no changes of the registry.
+            await changes.after(changes.revision, timeout_seconds=0.001)
+
+    await within(seconds, poll(), what)
+
+
+class Process:
+    """A gateway as a process of its own, with stub engines unless it is told to have real ones: `inferwire serve ARGUMENTS`."""
+
+    def __init__(self, *arguments: str, has_stub: bool = True, **environment: str) -> None:
+        module = "tests.reliability.gateway" if has_stub else "inferwire_server.cli"
+        self.popen = subprocess.Popen(
+            [sys.executable, "-m", module, "serve", "--address", "127.0.0.1:0", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, **{f"INFERWIRE_{name.upper()}": value for name, value in environment.items()}},
+            cwd=stub_engine.ROOT,
+        )
+        assert self.popen.stdout is not None, "started with a pipe"
+        line = self.popen.stdout.readline()
+        found = re.search(r"listens on (127\.0\.0\.1:\d+)", line)
+        assert found, line
+        self.address = found[1]
+
+    def __repr__(self) -> str:
+        return f"<Process [pid {self.popen.pid} | {self.address} | exit code {self.popen.returncode}]>"
+
+    @property
+    def children(self) -> list[psutil.Process]:
+        """Every process below it."""
+        return psutil.Process(self.popen.pid).children(recursive=True)
+
+    async def exit_code(self, guard_seconds: float) -> int:
+        """Returns its exit code when it has ended."""
+        return await within(guard_seconds, asyncio.to_thread(self.popen.wait), "the end of the gateway")
+
+    def close(self) -> None:
+        """Ends it, if it has not ended."""
+        self.popen.kill()
+        self.popen.wait()
+        assert self.popen.stdout is not None, "started with a pipe"
+        self.popen.stdout.close()
+
+
+@contextlib.contextmanager
+def gateway(*arguments: str, **settings: Any) -> Iterator[Process]:
+    """Yields a gateway as a process of its own."""
+    process = Process(*arguments, **settings)
+    try:
+        yield process
+    finally:
+        process.close()
+
+
+async def until_ready(client: AsyncClient) -> None:
+    """Waits until every required model of a server is READY."""
+
+    async def poll() -> None:
+        async for _ in client.watch_models():
+            if (await client.health()).ready:
+                return
+
+    await within(60, poll(), "readiness")
+
+
+def request(
+    prompt: str = "Once upon a time",
+    model: str = "stub",
+    *,
+    max_tokens: int | None = None,
+    endless: bool = False,
+) -> pb.CompleteRequest:
+    """Returns a request that draws no chance: greedy, and of a length that is known when it is endless."""
+    made = pb.CompleteRequest(prompt=prompt, model=model)
+    made.sampling.temperature = 0
+    if max_tokens is not None:
+        made.stopping.max_tokens = max_tokens
+    made.stopping.ignore_eos = endless
+    return made

@@ -1,0 +1,228 @@
+"""R10, R12, and engines that talk nonsense: what happens to callers, to other models and to processes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import time
+
+import grpc
+import psutil
+import pytest
+
+from inferwire import AsyncClient, InferwireError
+from inferwire.v1 import models_pb2
+from inferwire_server.backends.local import LocalBackend
+from inferwire_server.config import EngineSettings
+from inferwire_server.server import Server
+from tests.serving import DEMO, bare_stub, failure, until_state
+
+from . import rig
+from .scorecard import quantile, spread
+
+# Restarts that never end for too many of them, each after the first delay.
+FOR_EVER = EngineSettings(max_restarts=10_000, restart_window_seconds=0.01)
+SIGNALS = (signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT)
+
+
+class Kills:
+    """Kills a model's engine again and again while it works, and keeps what came of it. Times in milliseconds."""
+
+    def __init__(self, server: Server, stub, draw: random.Random, *, guard_seconds: float = 5.0) -> None:
+        self._server = server
+        self._stub = stub
+        self._draw = draw
+        self._guard_seconds = guard_seconds
+        self.detected: list[float] = []
+        self.told: list[float] = []
+        self.serving_again: list[float] = []
+        self.wrong: list[InferwireError] = []
+
+    async def run(self, model: str, num: int) -> None:
+        for _ in range(num):
+            await self._kill(model)
+
+    async def _kill(self, model: str) -> None:
+        calls = [self._stub.StreamComplete(rig.request(model=model, endless=True)) for _ in range(4)]
+        num_seen = [0] * len(calls)
+        far_enough = asyncio.Event()
+        wanted = self._draw.choice([0, 1, 5, 20])
+
+        async def status(index: int) -> InferwireError | None:
+            try:
+                while await calls[index].read() is not grpc.aio.EOF:
+                    num_seen[index] += 1
+                    if num_seen[index] >= wanted:
+                        far_enough.set()
+            except grpc.aio.AioRpcError as error:
+                return InferwireError.of(error)
+            return None
+
+        statuses = [asyncio.ensure_future(status(index)) for index in range(len(calls))]
+        if wanted:
+            await far_enough.wait()
+        else:
+            # Read or queued: nothing was said yet.
+            await rig.until(
+                self._server, lambda: self._server.registry.model(model).streams_in_flight == 4, 5
+            )
+        with self._server.registry.lease(model) as backend:
+            pid = backend.pid
+        begin = time.perf_counter()
+        os.kill(pid, self._draw.choice(SIGNALS))
+        changes = self._server.registry.changes
+        async with asyncio.timeout(self._guard_seconds):
+            while self._server.registry.states()[model] == models_pb2.MODEL_STATE_READY:
+                await changes.after(changes.revision)
+        self.detected.append((time.perf_counter() - begin) * 1000)
+        ended = await rig.within(self._guard_seconds, asyncio.gather(*statuses), "a status")
+        self.told.append((time.perf_counter() - begin) * 1000)
+        for index, error in enumerate(ended):
+            code = grpc.StatusCode.ABORTED if num_seen[index] else grpc.StatusCode.UNAVAILABLE
+            if error is None or (error.code, error.reason) != (code, "ENGINE_CRASHED"):
+                self.wrong.append(error)
+        await rig.within(30, until_state(self._server, model, models_pb2.MODEL_STATE_READY), "a restart")
+        self.serving_again.append((time.perf_counter() - begin) * 1000)
+
+
+class Witness:
+    """Streams of another model, one after another, while engines are killed beside it."""
+
+    def __init__(self) -> None:
+        self.gaps: list[float] = []
+        self.failures: list[InferwireError] = []
+
+    async def run(self, stub, model: str) -> None:
+        while True:
+            call = stub.StreamComplete(rig.request(model=model, endless=True))
+            last = None
+            try:
+                while await call.read() is not grpc.aio.EOF:
+                    now = time.perf_counter()
+                    if last is not None:
+                        self.gaps.append((now - last) * 1000)
+                    last = now
+            except grpc.aio.AioRpcError as error:
+                self.failures.append(InferwireError.of(error))
+
+
+async def test_r10_a_killed_engine_is_a_status_for_its_streams_and_nobody_elses(
+    stub, card, draw, monkeypatch
+):
+    """Sixty kills in every phase. A gateway that does not tell its streams is seen."""
+    num = 60
+    models = {name: stub(name, slots=2, step_seconds=0.005) for name in ("one", "two", "other")}
+    witness = Witness()
+    async with rig.stub_server(models=models, engine=FOR_EVER) as (server, _), bare_stub(server) as calls:
+        begin = time.perf_counter()
+        await server.registry.unload("one")
+        server.registry.begin_load(models_pb2.LoadRequest(model="one"))
+        begin = time.perf_counter()
+        await until_state(server, "one", models_pb2.MODEL_STATE_READY)
+        load_ms = (time.perf_counter() - begin) * 1000
+        watching = asyncio.create_task(witness.run(calls, "other"))
+        kills = Kills(server, calls, draw)
+        await asyncio.gather(kills.run("one", num // 2), kills.run("two", num // 2))
+        watching.cancel()
+        await asyncio.wait([watching])
+        assert 0 == server.registry.model("other").restarts
+    print(f"detected: {spread(kills.detected)}; told: {spread(kills.told)}")
+    print(f"serving again: {spread(kills.serving_again)}; a load: {load_ms:.0f} ms")
+    print(f"gaps of the other model: {spread(witness.gaps)}")
+    card.tell("R10", "detect", quantile(kills.detected, 0.99), n=num)
+    card.tell("R10", "status", max(kills.told), n=num)
+    card.tell("R10", "wrong", len(kills.wrong), n=4 * num)
+    card.tell("R10", "others", len(witness.failures), n=num)
+    card.tell("R10", "gap", max(witness.gaps), n=len(witness.gaps))
+    card.tell("R10", "again", (max(kills.serving_again) - load_ms) / 1000, n=num)
+    assert [] == kills.wrong
+    assert [] == witness.failures
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalBackend, "_fail_all", lambda self, error: None)
+        with pytest.raises(rig.Hung):
+            async with (
+                rig.stub_server(models={"one": models["one"]}) as (server, _),
+                bare_stub(server) as calls,
+            ):
+                await Kills(server, calls, draw, guard_seconds=1).run("one", 1)
+
+
+@pytest.mark.parametrize("fault", ["crash", "abort", "exit", "garbage"])
+async def test_however_an_engine_fails_it_is_started_again(stub, fault):
+    """Signals, an exit, and a frame that is no report: the stream is told, and the model serves again."""
+    async with rig.stub_server(models={"stub": stub()}) as (server, client), bare_stub(server) as calls:
+        call = calls.StreamComplete(rig.request(f"!{fault}@3 ", endless=True))
+        assert "ENGINE_CRASHED" == (await failure(call)).reason
+        await rig.within(30, until_state(server, "stub", models_pb2.MODEL_STATE_READY))
+        assert (await client.complete(rig.request(max_tokens=3))).HasField("completion")
+
+
+async def num_outliving(
+    *arguments: str, guard_seconds: float, num_gateways: int, **settings: str
+) -> tuple[int, int]:
+    """Kills gateways with kill -9. Returns how many of their engines live after 2 s, and how many there were.
+
+    Raises Hung when one lives after the guard.
+    """
+    with contextlib.ExitStack() as stack:
+        gateways = [stack.enter_context(rig.gateway(*arguments, **settings)) for _ in range(num_gateways)]
+        engines: list[psutil.Process] = []
+        for gateway in gateways:
+            async with AsyncClient(gateway.address) as client:
+                await rig.until_ready(client)
+                call = client.stream(rig.request(model="", endless=True))
+                async for event in call:
+                    if event.WhichOneof("event") == "text":
+                        break
+                engines += gateway.children
+                gateway.popen.kill()
+                gateway.popen.wait()
+        stack.callback(_kill, engines)
+        begin = time.monotonic()
+        num_alive = None
+        while any(map(_lives, engines)):
+            elapsed = time.monotonic() - begin
+            if elapsed >= 2 and num_alive is None:
+                num_alive = sum(map(_lives, engines))
+            if elapsed >= guard_seconds:
+                raise rig.Hung(f"{engines} outlive their gateway")
+            await asyncio.sleep(0.01)
+        return num_alive or 0, len(engines)
+
+
+def _kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        if _lives(process):
+            process.kill()
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+async def test_r12_no_engine_outlives_its_gateway(tmp_path, card):
+    """Twenty gateways end by kill -9, with stub engines and with real ones. An engine that leaves a process behind is seen."""
+    for name, plan in {"first": {}, "second": {}, "leaving": {"leaves_a_child": True}}.items():
+        rig.stub_model(tmp_path, name, **plan)
+    first, second, leaving = (
+        f"--model={name}={tmp_path}/{name}.json" for name in ("first", "second", "leaving")
+    )
+    num = 0
+    for round_ in range(5):
+        arguments, has_stub = ((first, second), True) if round_ < 4 else ((f"--model=demo={DEMO}",), False)
+        alive, num_engines = await num_outliving(
+            *arguments, guard_seconds=20, num_gateways=4, has_stub=has_stub
+        )
+        num += num_engines
+        card.tell("R12", "alive", alive, n=num_engines)
+    assert 4 * 4 * 2 + 4 == num
+
+    with pytest.raises(rig.Hung):
+        await num_outliving(leaving, guard_seconds=2.5, num_gateways=1)
