@@ -25,6 +25,7 @@ from inferwire_server import errors, files, wire
 from inferwire_server.backends.base import Backend, Occupancy
 from inferwire_server.backends.local import BACKEND_ID, LocalBackend, Progress
 from inferwire_server.backends.provider import Provider, RemoteBackend
+from inferwire_server.backends.quarantine import Quarantine
 from inferwire_server.changes import Changes
 from inferwire_server.config import EngineSettings
 
@@ -95,6 +96,7 @@ class Entry:
     failure: models_pb2.Failure | None = None
     restarts: int = 0
     crashes: deque[float] = dataclasses.field(default_factory=deque)
+    quarantine: Quarantine | None = None
     idle_timer: asyncio.TimerHandle | None = None
     loaded_at: Timestamp | None = None
     last_used_at: Timestamp | None = None
@@ -349,6 +351,7 @@ class Registry:
         entry = known or Entry(request.model)
         self._entries[entry.name] = entry
         entry.crashes.clear()
+        entry.quarantine = Quarantine(entry.name)
         entry.restarts = 0
         self._keep(entry, request)
         self._start_load(entry, spec)
@@ -498,6 +501,7 @@ class Registry:
             adapters=spec.adapters,
             settings=self._engine,
             on_exit=on_exit,
+            quarantine=entry.quarantine,
         )
         await backend.load(on_progress)
         return backend

@@ -9,6 +9,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
@@ -40,11 +41,20 @@ async def within(seconds: float, awaitable: Awaitable[T], what: str = "it") -> T
         raise Hung(f"{what} did not happen within {seconds} s") from None
 
 
-def stub_model(folder: pathlib.Path, name: str = "stub", *, slots: int = 4, **plan: Any) -> ModelSettings:
+def stub_model(
+    folder: pathlib.Path,
+    name: str = "stub",
+    *,
+    slots: int = 4,
+    keep_alive_seconds: float | None = None,
+    **plan: Any,
+) -> ModelSettings:
     """Returns the settings of a model for a stub engine; `plan` has the fields of `stub_engine.Plan`."""
     path = folder / f"{name}.json"
     path.write_bytes(msgspec.json.encode(stub_engine.Plan(**plan)))
-    return ModelSettings(path=str(path), config={"parallel_sequences": slots})
+    return ModelSettings(
+        path=str(path), config={"parallel_sequences": slots}, keep_alive_seconds=keep_alive_seconds
+    )
 
 
 @contextlib.contextmanager
@@ -83,10 +93,11 @@ class Process:
 
     def __init__(self, *arguments: str, has_stub: bool = True, **environment: str) -> None:
         module = "tests.reliability.gateway" if has_stub else "inferwire_server.cli"
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
         self.popen = subprocess.Popen(
             [sys.executable, "-m", module, "serve", "--address", "127.0.0.1:0", *arguments],
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._stderr,
             text=True,
             env={**os.environ, **{f"INFERWIRE_{name.upper()}": value for name, value in environment.items()}},
             cwd=stub_engine.ROOT,
@@ -94,11 +105,19 @@ class Process:
         assert self.popen.stdout is not None, "started with a pipe"
         line = self.popen.stdout.readline()
         found = re.search(r"listens on (127\.0\.0\.1:\d+)", line)
-        assert found, line
+        if found is None:
+            log = self.log
+            self.close()
+            raise AssertionError(f"it did not start: {line}{log}")
         self.address = found[1]
 
     def __repr__(self) -> str:
         return f"<Process [pid {self.popen.pid} | {self.address} | exit code {self.popen.returncode}]>"
+
+    @property
+    def log(self) -> str:
+        """What it has logged so far."""
+        return os.pread(self._stderr.fileno(), 1 << 20, 0).decode(errors="replace")
 
     @property
     def children(self) -> list[psutil.Process]:
@@ -115,6 +134,7 @@ class Process:
         self.popen.wait()
         assert self.popen.stdout is not None, "started with a pipe"
         self.popen.stdout.close()
+        self._stderr.close()
 
 
 @contextlib.contextmanager

@@ -16,9 +16,10 @@ import pytest
 from inferwire import AsyncClient, InferwireError
 from inferwire.v1 import models_pb2
 from inferwire_server.backends.local import LocalBackend
+from inferwire_server.backends.quarantine import Quarantine
 from inferwire_server.config import EngineSettings
 from inferwire_server.server import Server
-from tests.serving import DEMO, bare_stub, failure, until_state
+from tests.serving import DEMO, bare_stub, failure, rest, until_state
 
 from . import rig
 from .scorecard import quantile, spread
@@ -226,3 +227,62 @@ async def test_r12_no_engine_outlives_its_gateway(tmp_path, card):
 
     with pytest.raises(rig.Hung):
         await num_outliving(leaving, guard_seconds=2.5, num_gateways=1)
+
+
+async def poison(server: Server, draw: random.Random) -> tuple[int, int, int, InferwireError | None]:
+    """One client sends a request that kills the engine again and again, eight others send sound ones; all retry.
+
+    Returns the crashes, how many of how many sound requests were answered, and the poisonous one's last status.
+    """
+    answers: list[InferwireError | None] = []
+
+    async def sent(stub, asked) -> InferwireError | None:
+        """Retries what may be retried, as a client does at a higher level."""
+        error: InferwireError | None = None
+        for _ in range(200):
+            try:
+                await rest(stub.StreamComplete(asked))
+                return None
+            except grpc.aio.AioRpcError as raised:
+                error = InferwireError.of(raised)
+                if error.code not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED):
+                    return error
+                await asyncio.sleep(0.05)
+                if server.registry.model("stub").restarts > 3:
+                    return error
+        return error
+
+    async def sound(stub, client: int) -> None:
+        for number in range(10):
+            prompt = f"client {client}, {number}, {draw.random()}"
+            answers.append(await sent(stub, rig.request(prompt, max_tokens=40, endless=True)))
+
+    async with bare_stub(server) as stub:
+        group = [asyncio.ensure_future(sound(stub, client)) for client in range(8)]
+        await asyncio.sleep(0.2)
+        last = await rig.within(60, sent(stub, rig.request("!crash@5 please", endless=True)), "a last word")
+        await rig.within(60, asyncio.gather(*group), "the answers of the others")
+    return server.registry.model("stub").restarts, answers.count(None), len(answers), last
+
+
+async def test_r13_a_request_that_kills_the_engine_is_kept_out(stub, card, draw, monkeypatch):
+    """After its second crash it is INTERNAL REQUEST_QUARANTINED, and everybody else is answered. Without the quarantine the
+    crashes go on.
+    """
+    models = {"stub": stub(slots=4, step_seconds=0.005)}
+    for _ in range(2):
+        async with rig.stub_server(models=models, engine=FOR_EVER) as (server, _), bare_stub(server) as calls:
+            crashes, answered, sent, last = await poison(server, draw)
+            assert (grpc.StatusCode.INTERNAL, "REQUEST_QUARANTINED") == (last.code, last.reason)
+            again = await failure(calls.StreamComplete(rig.request("!crash@5 please", endless=True)))
+            assert "REQUEST_QUARANTINED" == again.reason
+            assert crashes == server.registry.model("stub").restarts
+        card.tell("R13", "crashes", crashes, n=1)
+        card.tell("R13", "others", 100 * answered / sent, n=sent)
+        assert crashes <= 2
+        assert sent == answered
+
+    monkeypatch.setattr(Quarantine, "crashed", lambda self: None)
+    async with rig.stub_server(models=models, engine=FOR_EVER) as (server, _):
+        crashes, *_ = await poison(server, draw)
+    assert crashes > 2

@@ -20,6 +20,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 import structlog
+from google.protobuf.message import Message
 
 from inferwire.v1 import inference_pb2 as pb
 from inferwire.v1 import models_pb2
@@ -32,6 +33,7 @@ from inferwire_server.files import ModelFile
 from .admission import Admission
 from .base import Call, Occupancy
 from .mailbox import Mailbox
+from .quarantine import Quarantine, Visit
 
 log = structlog.get_logger()
 
@@ -94,6 +96,7 @@ class LocalBackend:
         adapters: Sequence[ModelFile] = (),
         settings: EngineSettings,
         on_exit: Callable[[], None],
+        quarantine: Quarantine | None = None,
     ) -> None:
         self.model = model
         self.instance_id = secrets.token_hex(8)
@@ -102,6 +105,7 @@ class LocalBackend:
         self._adapters = adapters
         self._settings = settings
         self._on_exit = on_exit
+        self._quarantine = quarantine or Quarantine(model)
         self._info: models_pb2.Model | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
@@ -110,6 +114,7 @@ class LocalBackend:
         self._progress: Progress = lambda progress: None
         self._ids = itertools.count(1)
         self._mailboxes: dict[int, Mailbox] = {}
+        self._visits: dict[int, Visit] = {}
         # The engine says at the end of its load how many places there are.
         self._admission = self._new_admission(0)
         self._queries: dict[int, asyncio.Future[engine_pb2.AnswerReport]] = {}
@@ -254,24 +259,30 @@ class LocalBackend:
         sequence_id = next(self._ids)
         self._admission.enter(sequence_id, prompt_bytes, time.monotonic())
         mailbox = self._mailboxes[sequence_id] = Mailbox()
-        submit = engine_pb2.SubmitCommand(
-            sequence_id=sequence_id,
-            request_id=call.request_id,
-            request=request,
-            principal=call.principal,
-            time_limit_seconds=call.time_limit_seconds,
-            deadline_seconds=call.deadline_seconds,
-        )
         try:
-            self._send(engine_pb2.Command(submit=submit))
-            async for event in mailbox:
-                call.tokens_emitted = mailbox.num_tokens
-                yield event
+            async with self._visit(request) as visit:
+                self._visits[sequence_id] = visit
+                submit = engine_pb2.SubmitCommand(
+                    sequence_id=sequence_id,
+                    request_id=call.request_id,
+                    request=request,
+                    principal=call.principal,
+                    time_limit_seconds=call.time_limit_seconds,
+                    deadline_seconds=call.deadline_seconds,
+                )
+                self._send(engine_pb2.Command(submit=submit))
+                async for event in mailbox:
+                    call.tokens_emitted = mailbox.num_tokens
+                    yield event
         finally:
             del self._mailboxes[sequence_id]
+            self._visits.pop(sequence_id, None)
             self._admission.leave(sequence_id, time.monotonic())
             if not mailbox.ended:
                 self._send(engine_pb2.Command(cancel=engine_pb2.CancelCommand(sequence_id=sequence_id)))
+
+    def _visit(self, request: Message) -> contextlib.AbstractAsyncContextManager[Visit]:
+        return self._quarantine.visit(request, lambda: self._end is not None)
 
     async def embed(self, request: pb.EmbedRequest, call: Call) -> pb.EmbedResponse:
         """See `Backend.embed`. The engine gets a few texts at a time, so that many of them let others in between."""
@@ -279,7 +290,7 @@ class LocalBackend:
         self._admission.check(request.ByteSize(), call.deadline_seconds)
         window = asyncio.Semaphore(min(EMBED_WINDOW, self.model_info.config.parallel_sequences))
         try:
-            async with asyncio.TaskGroup() as group:
+            async with self._visit(request), asyncio.TaskGroup() as group:
                 tasks = [
                     group.create_task(self._embed(request, index, window, call))
                     for index in range(len(request.inputs))
@@ -325,15 +336,15 @@ class LocalBackend:
     async def count_tokens(self, request: pb.CompleteRequest, call: Call) -> pb.CountTokensResponse:
         """Counts the tokens of a request."""
         self._check_supported(request)
-        return (await self._ask(engine_pb2.QueryCommand(count_tokens=request))).count_tokens
+        return (await self._ask(request, engine_pb2.QueryCommand(count_tokens=request))).count_tokens
 
     async def tokenize(self, request: pb.TokenizeRequest, call: Call) -> pb.TokenizeResponse:
         """Splits a text."""
-        return (await self._ask(engine_pb2.QueryCommand(tokenize=request))).tokenize
+        return (await self._ask(request, engine_pb2.QueryCommand(tokenize=request))).tokenize
 
     async def detokenize(self, request: pb.DetokenizeRequest, call: Call) -> pb.DetokenizeResponse:
         """Joins tokens."""
-        return (await self._ask(engine_pb2.QueryCommand(detokenize=request))).detokenize
+        return (await self._ask(request, engine_pb2.QueryCommand(detokenize=request))).detokenize
 
     def _check_alive(self) -> None:
         if self._end is not None:
@@ -363,16 +374,17 @@ class LocalBackend:
                 violations=violations,
             )
 
-    async def _ask(self, query: engine_pb2.QueryCommand) -> engine_pb2.AnswerReport:
-        self._check_alive()
+    async def _ask(self, request: Message, query: engine_pb2.QueryCommand) -> engine_pb2.AnswerReport:
         query.query_id = next(self._ids)
-        answer: asyncio.Future[engine_pb2.AnswerReport] = asyncio.get_running_loop().create_future()
-        self._queries[query.query_id] = answer
-        try:
-            self._send(engine_pb2.Command(query=query))
-            report = await answer
-        finally:
-            del self._queries[query.query_id]
+        async with self._visit(request):
+            self._check_alive()
+            answer: asyncio.Future[engine_pb2.AnswerReport] = asyncio.get_running_loop().create_future()
+            self._queries[query.query_id] = answer
+            try:
+                self._send(engine_pb2.Command(query=query))
+                report = await answer
+            finally:
+                del self._queries[query.query_id]
         if report.HasField("error"):
             raise wire.unpack_error(report.error)
         return report
@@ -524,6 +536,7 @@ class LocalBackend:
         if mailbox is None:
             return  # cancelled meanwhile
         mailbox.num_tokens = entry.generated_tokens
+        self._quarantine.reached(self._visits[entry.sequence_id], entry.generated_tokens)
         if entry.generated_tokens:
             self._admission.begin(entry.sequence_id)
         mailbox.put(entry.events)
@@ -534,6 +547,9 @@ class LocalBackend:
         """Ends everything that waits for the process. The first reason counts."""
         if self._end is None:
             self._end = error
+            if isinstance(error, errors.EngineCrashed | errors.EngineStalled):
+                self._quarantine.crashed()
+            self._quarantine.changes.bump()
         for mailbox in self._mailboxes.values():
             mailbox.fail(self._failure())
         futures: list[asyncio.Future[Any]] = [*self._queries.values(), *self._embeddings.values()]
