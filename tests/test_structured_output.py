@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import time
 
 import grpc
 import pytest
@@ -17,7 +16,7 @@ from inferwire_server.engine.text_reader import TextReader
 
 from . import engine_fakes
 from .engine_fakes import Bench, make_sequence, saying
-from .serving import bare_stub, demo, failure, running
+from .serving import bare_stub, demo, running
 
 PERSON = {
     "type": "object",
@@ -116,64 +115,6 @@ async def test_log_probabilities_are_those_before_the_constraint():
         response = await client.complete(request)
         assert response.logprobs[0].token_id != response.logprobs[0].top[0].token_id
         assert response.logprobs[0].logprob < response.logprobs[0].top[0].logprob
-
-
-NEST = 60_000
-BOMBS = {
-    "60,000 parentheses": pb.ResponseFormat(
-        grammar=pb.Grammar(syntax=pb.GRAMMAR_SYNTAX_GBNF, text="root ::= " + "(" * NEST + '"a"' + ")" * NEST)
-    ),
-    "60,000 parentheses in Lark": pb.ResponseFormat(
-        grammar=pb.Grammar(syntax=pb.GRAMMAR_SYNTAX_LARK, text="start: " + "(" * NEST + '"a"' + ")" * NEST)
-    ),
-    "nested schema": pb.ResponseFormat(json_schema='{"items":' * 400 + "{}" + "}" * 400),
-    "exponential schema": pb.ResponseFormat(
-        json_schema=json.dumps(
-            {
-                "$defs": {
-                    f"d{n}": {
-                        "type": "object",
-                        "properties": {k: {"$ref": f"#/$defs/d{n + 1}"} for k in "abcdefgh"},
-                    }
-                    for n in range(12)
-                }
-                | {"d12": {"not": {}}},
-                "$ref": "#/$defs/d0",
-            }
-        )
-    ),
-    "unclosed regex": pb.ResponseFormat(regex="("),
-    "unknown rule": pb.ResponseFormat(
-        grammar=pb.Grammar(syntax=pb.GRAMMAR_SYNTAX_GBNF, text="root ::= nope")
-    ),
-    "left recursion to nowhere": pb.ResponseFormat(
-        grammar=pb.Grammar(syntax=pb.GRAMMAR_SYNTAX_LARK, text="start: start")
-    ),
-    "not a grammar": pb.ResponseFormat(
-        grammar=pb.Grammar(syntax=pb.GRAMMAR_SYNTAX_GBNF, text="\0\1 ::= {{{")
-    ),
-    "unsupported keyword": pb.ResponseFormat(json_schema='{"type": "array", "uniqueItems": true}'),
-    "remote reference": pb.ResponseFormat(json_schema='{"$ref": "http://127.0.0.1:1/schema"}'),
-    "impossible": pb.ResponseFormat(json_schema='{"type": "integer", "minimum": 5, "maximum": 4}'),
-}
-
-
-async def test_what_cannot_be_enforced_is_refused_and_kills_nothing(capsys):
-    """INVALID_ARGUMENT with the field, never an answer without the constraint; the engine is the same afterwards."""
-    async with running(models={"demo": demo()}) as (server, client), bare_stub(server) as stub:
-        instance = server.registry.model("demo").instance_id
-        for name, response_format in BOMBS.items():
-            begin = time.perf_counter()
-            request = pb.CompleteRequest(prompt="Once", response_format=response_format)
-            request.stopping.max_tokens = 50
-            error = await failure(stub.Complete(request))
-            print(f"{name}: {error.reason} after {(time.perf_counter() - begin) * 1000:.0f} ms")
-            assert grpc.StatusCode.INVALID_ARGUMENT == error.code, name
-            assert error.reason in ("GRAMMAR_INVALID", "GRAMMAR_TOO_COMPLEX", "INVALID_REQUEST"), name
-            assert error.violations[0].field.startswith("response_format")
-        assert instance == server.registry.model("demo").instance_id
-        whole = await client.complete(prompt="Once", model="demo", max_tokens=1)
-        assert whole.HasField("completion")
 
 
 @pytest.mark.parametrize("regex", ["(.*a.{500}){300}", "((((a{1,99}){1,99}){1,99}){1,99}){1,99}b{99999999}"])

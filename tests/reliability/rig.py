@@ -10,8 +10,9 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import msgspec
 import psutil
@@ -172,3 +173,28 @@ def request(
         made.stopping.max_tokens = max_tokens
     made.stopping.ignore_eos = endless
     return made
+
+
+class Lag:
+    """How late the event loop of this process calls who asked for it, in milliseconds, while it is entered."""
+
+    INTERVAL_SECONDS = 0.005
+
+    def __init__(self) -> None:
+        self.milliseconds: list[float] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._sample())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._task is not None, "left before it was entered"
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    async def _sample(self) -> None:
+        while True:
+            begin = time.perf_counter()
+            await asyncio.sleep(self.INTERVAL_SECONDS)
+            self.milliseconds.append((time.perf_counter() - begin - self.INTERVAL_SECONDS) * 1000)

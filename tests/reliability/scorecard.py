@@ -138,7 +138,7 @@ MEASURES: tuple[Measure, ...] = (
     *_row(
         "R23",
         ("executed", "hostile chat templates that did something", 0, ""),
-        ("slow", "a template until it is refused, slowest", 1, "s"),
+        ("slow", "a template until it is refused, CPU time, slowest", 1, "s"),
         ("lag", "lag of the gateway's event loop meanwhile, longest", 100, "ms"),
     ),
     *_row("R24", ("wrong", "texts that differ from the bytes decoded at once", 0, "")),
