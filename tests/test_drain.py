@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -133,51 +132,3 @@ async def test_a_draining_server_refuses_what_is_new():
         assert error.retry_delay is not None
         assert error.retry_delay <= 0.1
         assert "completion" == (await rest(held))[-1].WhichOneof("event")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--address", "127.0.0.1:{port}"], "another server"),
-        (["--address", "nonsense"], "HOST:PORT"),
-        (["--address", "0.0.0.0:50051"], "--insecure"),
-        (["--model", "nonsense"], "NAME=PATH"),
-        (["--model-root", "/nowhere/at/all"], "not a directory"),
-        (["--config", "/nowhere/at/all.toml"], "No such file"),
-        (["--log-format", "xml"], "xml"),
-    ],
-)
-def test_a_start_that_cannot_be_ends_with_two_and_one_line(arguments, words):
-    """Nothing half-started: exit code 2, and words that say what to do."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        ended = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "inferwire_server.cli",
-                "serve",
-                *(a.format(port=port) for a in arguments),
-            ],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    assert 2 == ended.returncode
-    assert words in ended.stderr
-    assert "Traceback" not in ended.stderr
-
-
-def test_a_broken_configuration_file_names_the_key(tmp_path):
-    """The file's key, and the nearest that exists."""
-    (tmp_path / "inferwire.toml").write_text("adress = '127.0.0.1:50051'\n")
-    ended = subprocess.run(
-        [sys.executable, "-m", "inferwire_server.cli", "serve"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-    )
-    assert 2 == ended.returncode
-    assert "adress" in ended.stderr
-    assert "address" in ended.stderr

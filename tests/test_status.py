@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import grpc
 import pytest
@@ -18,29 +15,10 @@ from google.rpc import error_details_pb2, status_pb2
 
 from inferwire.v1.error_reason_pb2 import ErrorReason
 from inferwire_server import errors, status, wire
-
-PROTO = Path(__file__).resolve().parent.parent / "proto/inferwire/v1/error_reason.proto"
-MAX_TRAILER_BYTES = 6 << 10
+from tests.reasons import DOCUMENTED, MAX_TRAILER_BYTES, trailer_bytes
 
 LEAVES = errors.leaves()
 each_leaf = pytest.mark.parametrize("leaf", LEAVES, ids=lambda leaf: leaf.reason)
-
-
-def documented() -> Iterator[tuple[str, str]]:
-    """The name and the comment of each value of the enum."""
-    comment: list[str] = []
-    for line in PROTO.read_text().splitlines():
-        line = line.strip()
-        if line.startswith("//"):
-            comment.append(line.removeprefix("//").strip())
-            continue
-        value = re.fullmatch(r"ERROR_REASON_(\w+) = \d+;", line)
-        if value and value[1] != "UNSPECIFIED":
-            yield value[1], "\n".join(comment)
-        comment = []
-
-
-DOCUMENTED = dict(documented())
 
 
 def details_of(answer: status.Status) -> list[Message]:
@@ -63,14 +41,7 @@ def detail_of(answer: status.Status, kind: type[Any]) -> Any:
 
 
 def wire_bytes(answer: status.Status) -> int:
-    """Bytes of the trailers as HTTP/2 counts them: name, value and 32 for each."""
-    headers = {
-        "grpc-status": str(answer.code.value[0]),
-        "grpc-message": quote(answer.message, safe=" !\"#$&'()*+,/:;<=>?@[\\]^`{|}"),
-    }
-    for key, value in answer.trailing_metadata:
-        headers[key] = value if isinstance(value, str) else base64.b64encode(value).decode()
-    return sum(len(key) + len(value) + 32 for key, value in headers.items())
+    return trailer_bytes(answer.code, answer.message, answer.trailing_metadata)
 
 
 class TestTheTable:

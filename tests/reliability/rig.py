@@ -52,7 +52,7 @@ def stub_model(
 ) -> ModelSettings:
     """Returns the settings of a model for a stub engine; `plan` has the fields of `stub_engine.Plan`."""
     path = folder / f"{name}.json"
-    path.write_bytes(msgspec.json.encode(stub_engine.Plan(**plan)))
+    path.write_bytes(msgspec.json.encode(stub_engine.Plan(slots=slots, **plan)))
     return ModelSettings(
         path=str(path), config={"parallel_sequences": slots}, keep_alive_seconds=keep_alive_seconds
     )
@@ -90,9 +90,12 @@ async def until(server: Server, is_so: Callable[[], bool], seconds: float, what:
 
 
 class Process:
-    """A gateway as a process of its own, with stub engines unless it is told to have real ones: `inferwire serve ARGUMENTS`."""
+    """A gateway as a process of its own, with stub engines unless it is told to have real ones: `inferwire serve ARGUMENTS`.
 
-    def __init__(self, *arguments: str, has_stub: bool = True, **environment: str) -> None:
+    Further arguments are settings. What begins with `rig_` is for `gateway.py`.
+    """
+
+    def __init__(self, *arguments: str, has_stub: bool = True, **settings: str) -> None:
         module = "tests.reliability.gateway" if has_stub else "inferwire_server.cli"
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
         self.popen = subprocess.Popen(
@@ -100,7 +103,7 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             text=True,
-            env={**os.environ, **{f"INFERWIRE_{name.upper()}": value for name, value in environment.items()}},
+            env={**os.environ, **{_variable(name): value for name, value in settings.items()}},
             cwd=stub_engine.ROOT,
         )
         assert self.popen.stdout is not None, "started with a pipe"
@@ -138,6 +141,10 @@ class Process:
         self._stderr.close()
 
 
+def _variable(name: str) -> str:
+    return name.upper() if name.startswith("rig_") else f"INFERWIRE_{name.upper()}"
+
+
 @contextlib.contextmanager
 def gateway(*arguments: str, **settings: Any) -> Iterator[Process]:
     """Yields a gateway as a process of its own."""
@@ -148,15 +155,16 @@ def gateway(*arguments: str, **settings: Any) -> Iterator[Process]:
         process.close()
 
 
-async def until_ready(client: AsyncClient) -> None:
+async def until_ready(address: str) -> None:
     """Waits until every required model of a server is READY."""
+    async with AsyncClient(address) as client:
+        await within(60, _until_ready(client), "readiness")
 
-    async def poll() -> None:
-        async for _ in client.watch_models():
-            if (await client.health()).ready:
-                return
 
-    await within(60, poll(), "readiness")
+async def _until_ready(client: AsyncClient) -> None:
+    async for _ in client.watch_models():
+        if (await client.health()).ready:
+            return
 
 
 def request(

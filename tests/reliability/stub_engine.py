@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import msgspec
@@ -39,6 +39,9 @@ COMMAND = (
 )
 BATCH_SIZE = 512
 LEAK_BYTES = 64 << 10
+# Written to the standard error for a request whose deadline had passed when it got its place.
+LATE = "LATE"
+LATE_SECONDS = 0.005
 FAULT = re.compile(rb"!(crash|abort|exit|hang|garbage)@(\d+)")
 SAY = re.compile(rb"say:([0-9a-f]*);")
 
@@ -49,9 +52,11 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     step_seconds: float = 0.0
     prompt_token_seconds: float = 0.0
     load_seconds: float = 0.0
+    slots: int = 4
     context_length: int = 4096
     leaks: bool = False
     ignores_cancels: bool = False
+    ignores_deadlines: bool = False
     keeps_cells: bool = False
     lets_neighbours_change: bool = False
     decodes_tokens_alone: bool = False
@@ -68,7 +73,7 @@ class StubProcess(engine_main.EngineProcess):
         if plan.leaves_a_child and os.fork() == 0:
             _hang()
         config = command.config
-        slots = config.parallel_sequences or 4
+        slots = config.parallel_sequences or plan.slots
         length = config.context_length or plan.context_length
         runner = StubRunner(plan, self._garbage)
         self._intake = StubIntake(
@@ -144,6 +149,10 @@ class StubEngine(Engine[FakeSampler]):
         if not self._plan.ignores_cancels:
             super().cancel(sequence_id)
 
+    def _expire(self, now: float) -> None:
+        if not self._plan.ignores_deadlines:
+            super()._expire(now)
+
     def _send(self) -> None:
         emit = self._emit
         if self._plan.keeps_cells:
@@ -180,10 +189,20 @@ class StubRunner(FakeRunner):
             self._drawn[chunk.slot] = (
                 0 if chunk.position == 0 else self._drawn[chunk.slot] + chunk.wants_logits
             )
-            fault = FAULT.search(_text(self.slots[chunk.slot]))
+            self._tell_if_late(chunk)
+            fault = FAULT.search(_begin(self.slots[chunk.slot]))
             if fault is not None and chunk.wants_logits and self._drawn[chunk.slot] >= int(fault[2]):
                 self._fail(fault[1].decode())
         return rows
+
+    @staticmethod
+    def _tell_if_late(chunk: Chunk) -> None:
+        """Says so when a request is computed whose deadline had passed when it got its place."""
+        sequence = chunk.sequence
+        if chunk.position or sequence.deadline is None or sequence.admitted is None:
+            return
+        if sequence.admitted > sequence.deadline + LATE_SECONDS:
+            print(LATE, file=sys.stderr, flush=True)
 
     def _fail(self, fault: str) -> None:
         match fault:
@@ -199,15 +218,14 @@ class StubRunner(FakeRunner):
                 self._send_garbage()
 
     def _next_token(self, context: Sequence[int]) -> int:
-        text = _text(context)
-        told = SAY.search(text)
+        told = SAY.search(_begin(context))
         if told is not None:
             said = len(context) - told.end()
             answer = bytes.fromhex(told[1].decode())
             return answer[said] if said < len(answer) else EOS
         if self._plan.lets_neighbours_change and self._beside > 4:
             return ord("A") + self._beside % 26
-        return arithmetic(context)
+        return arithmetic(context[-64:])
 
 
 def _hang() -> NoReturn:
@@ -215,8 +233,9 @@ def _hang() -> NoReturn:
         time.sleep(3600)
 
 
-def _text(tokens: Iterable[int]) -> bytes:
-    return bytes(token for token in tokens if token < EOS)
+def _begin(tokens: Sequence[int]) -> bytes:
+    """Returns the text of the first tokens: what a prompt says about itself stands there."""
+    return bytes(token for token in tokens[:1024] if token < EOS)
 
 
 def main() -> None:

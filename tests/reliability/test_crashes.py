@@ -173,8 +173,8 @@ async def num_outliving(
         gateways = [stack.enter_context(rig.gateway(*arguments, **settings)) for _ in range(num_gateways)]
         engines: list[psutil.Process] = []
         for gateway in gateways:
+            await rig.until_ready(gateway.address)
             async with AsyncClient(gateway.address) as client:
-                await rig.until_ready(client)
                 call = client.stream(rig.request(model="", endless=True))
                 async for event in call:
                     if event.WhichOneof("event") == "text":
