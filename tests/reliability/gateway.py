@@ -1,7 +1,7 @@
 """`inferwire` with stub engines: the whole command line, only what it starts for a model is another program.
 
 RIG_LAG_FILE: where the lag of its event loop is written when it has drained. RIG_BLOCKS_LOOP_SECONDS: it holds its loop up for so
-long, once a second. RIG_TELLS_PROMPTS: it writes prompts into its log.
+long, once a second. RIG_TELLS_PROMPTS: it writes prompts into its log. RIG_LEAKS: it keeps something of every request.
 """
 
 from __future__ import annotations
@@ -50,10 +50,23 @@ def tell_prompts() -> None:
     InferenceServicer._leased = telling  # type: ignore[method-assign]
 
 
+def leak() -> None:
+    """Makes servers keep 64 KiB for each request."""
+    leased, kept = InferenceServicer._leased, []
+
+    def leaking(self, request, context, *rest):
+        kept.append(os.urandom(64 << 10))
+        return leased(self, request, context, *rest)
+
+    InferenceServicer._leased = leaking  # type: ignore[method-assign]
+
+
 if __name__ == "__main__":
     LocalBackend.command = stub_engine.COMMAND
     if file := os.environ.get("RIG_LAG_FILE"):
         watch_lag(pathlib.Path(file), float(os.environ.get("RIG_BLOCKS_LOOP_SECONDS", "0")))
     if os.environ.get("RIG_TELLS_PROMPTS"):
         tell_prompts()
+    if os.environ.get("RIG_LEAKS"):
+        leak()
     cli.main()

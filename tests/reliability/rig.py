@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import Any, Self, TypeVar
+from typing import IO, Any, Self, TypeVar
 
 import msgspec
 import psutil
@@ -95,13 +95,15 @@ class Process:
     Further arguments are settings. What begins with `rig_` is for `gateway.py`.
     """
 
-    def __init__(self, *arguments: str, has_stub: bool = True, **settings: str) -> None:
+    def __init__(
+        self, *arguments: str, has_stub: bool = True, stderr: IO[str] | None = None, **settings: str
+    ) -> None:
         module = "tests.reliability.gateway" if has_stub else "inferwire_server.cli"
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
         self.popen = subprocess.Popen(
             [sys.executable, "-m", module, "serve", "--address", "127.0.0.1:0", *arguments],
             stdout=subprocess.PIPE,
-            stderr=self._stderr,
+            stderr=stderr or self._stderr,
             text=True,
             env={**os.environ, **{_variable(name): value for name, value in settings.items()}},
             cwd=stub_engine.ROOT,
@@ -155,9 +157,9 @@ def gateway(*arguments: str, **settings: Any) -> Iterator[Process]:
         process.close()
 
 
-async def until_ready(address: str) -> None:
+async def until_ready(address: str, key: str | None = None) -> None:
     """Waits until every required model of a server is READY."""
-    async with AsyncClient(address) as client:
+    async with AsyncClient(address, token=key) as client:
         await within(60, _until_ready(client), "readiness")
 
 

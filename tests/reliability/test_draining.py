@@ -1,14 +1,18 @@
-"""R8: a server that goes away loses no stream that it accepted, says so at once, and ends with exit code 0 in time."""
+"""R8, R9: a server that goes away loses no stream that it accepted, says so at once, and ends with exit code 0 in time."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
+import socket
 import time
 
 import grpc
+import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from inferwire import AsyncClient, InferwireError
 from inferwire.v1.inference_pb2_grpc import InferenceServiceStub
 
 from . import rig
@@ -94,3 +98,83 @@ async def test_r8_a_drain_loses_nothing(tmp_path, card):
 
     control = await Drain().run(model, drain_seconds=0.1, max_tokens=40)
     assert control.num_lost > 0
+
+
+class Replicas:
+    """Two gateways behind one client, which are restarted one after the other while requests go on."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._ports = [_free_port(), _free_port()]
+        self._gateways: list[rig.Process] = []
+        self.num_answered = 0
+        self.errors: list[str] = []
+
+    @property
+    def target(self) -> str:
+        """Both, for a client that balances."""
+        return "ipv4:" + ",".join(f"127.0.0.1:{port}" for port in self._ports)
+
+    async def run(self, num_restarts: int, *, signal_number: signal.Signals = signal.SIGTERM) -> None:
+        try:
+            self._gateways = [self._start(index) for index in range(2)]
+            for gateway in self._gateways:
+                await rig.until_ready(gateway.address)
+            async with AsyncClient(self.target, balance=True) as client:
+                asking = asyncio.create_task(self._ask(client))
+                await asyncio.sleep(1)  # traffic comes first
+                for number in range(num_restarts):
+                    index = number % 2
+                    self._gateways[index].popen.send_signal(signal_number)
+                    await self._gateways[index].exit_code(60)
+                    self._gateways[index].close()
+                    self._gateways[index] = self._start(index)
+                    await rig.until_ready(self._gateways[index].address)
+                    await asyncio.sleep(1)  # clients see at their own pace that it is back
+                asking.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asking
+        finally:
+            for gateway in self._gateways:
+                gateway.close()
+
+    def _start(self, index: int) -> rig.Process:
+        address = f"--address=127.0.0.1:{self._ports[index]}"
+        return rig.Process(f"--model=stub={self._model}", address, lame_duck_seconds="1", drain_seconds="10")
+
+    async def _ask(self, client: AsyncClient) -> None:
+        """Twenty requests per second, each a stream of a quarter of a second."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                group.create_task(self._one(client))
+                await asyncio.sleep(0.05)
+
+    async def _one(self, client: AsyncClient) -> None:
+        try:
+            events = [event async for event in client.stream(rig.request(max_tokens=25, endless=True))]
+            assert events[-1].HasField("completion")
+            self.num_answered += 1
+        except InferwireError as error:
+            self.errors.append(f"{error.code} {error.reason} {error.message}")
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as it:
+        return int(it.getsockname()[1])
+
+
+@pytest.mark.nightly
+async def test_r9_clients_do_not_notice_a_rolling_restart(tmp_path, card):
+    """Two replicas are restarted in turn at 20 requests per second, and no client sees an error. A replica that is killed is
+    seen.
+    """
+    model = rig.stub_model(tmp_path, slots=16, step_seconds=0.01).path
+    replicas = Replicas(model)
+    await replicas.run(5)
+    card.tell("R9", "errors", len(replicas.errors), n=replicas.num_answered)
+    assert [] == replicas.errors
+    assert replicas.num_answered > 100
+
+    control = Replicas(model)
+    await control.run(1, signal_number=signal.SIGKILL)
+    assert [] != control.errors
