@@ -11,6 +11,7 @@ from inferwire.v1 import inference_pb2 as pb
 from inferwire_server import errors
 from inferwire_server.backends import quarantine
 from inferwire_server.backends.quarantine import MARGIN_TOKENS, Quarantine
+from tests.engine_fakes import FakeClock
 
 
 def asked(prompt: str) -> pb.CompleteRequest:
@@ -160,6 +161,22 @@ async def test_what_is_remembered_is_bounded(monkeypatch):
     it = Quarantine("demo")
     await crashed(it, *"abcdef")
     assert "3 suspects" in repr(it)
+
+
+async def test_it_is_forgotten_some_day():
+    """A suspect after minutes, the guilty after an hour: a crash may have been nobody's doing."""
+    clock = FakeClock()
+    it = Quarantine("demo", clock)
+    await crashed(it, "a", "b")
+    await crashed(it, "a")
+    clock.now += quarantine.SUSPECT_SECONDS
+    await crashed(it, "c")
+    with pytest.raises(errors.RequestQuarantined):
+        async with it.visit(asked("a"), never):
+            pass
+    clock.now += quarantine.GUILTY_SECONDS
+    async with it.visit(asked("a"), never):
+        assert "<Quarantine demo [0 suspects | 0 guilty | 1 with the engine]>" == repr(it)
 
 
 def test_a_fingerprint_is_the_requests_own():

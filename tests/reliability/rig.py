@@ -7,6 +7,7 @@ import contextlib
 import os
 import pathlib
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -183,6 +184,12 @@ def request(
         made.stopping.max_tokens = max_tokens
     made.stopping.ignore_eos = endless
     return made
+
+
+def free_port() -> int:
+    """Returns a port that nobody has at the moment."""
+    with socket.create_server(("127.0.0.1", 0)) as it:
+        return int(it.getsockname()[1])
 
 
 class Lag:

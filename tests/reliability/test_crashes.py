@@ -43,11 +43,13 @@ class Kills:
         self.wrong: list[InferwireError] = []
 
     async def run(self, model: str, num: int) -> None:
-        for _ in range(num):
-            await self._kill(model)
+        for number in range(num):
+            await self._kill(model, number)
 
-    async def _kill(self, model: str) -> None:
-        calls = [self._stub.StreamComplete(rig.request(model=model, endless=True)) for _ in range(4)]
+    async def _kill(self, model: str, number: int) -> None:
+        # No request is there twice: it would be taken for the cause.
+        prompts = [f"Once upon a time, {number}.{index}" for index in range(4)]
+        calls = [self._stub.StreamComplete(rig.request(prompt, model, endless=True)) for prompt in prompts]
         num_seen = [0] * len(calls)
         far_enough = asyncio.Event()
         wanted = self._draw.choice([0, 1, 5, 20])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import socket
 import time
 
 import grpc
@@ -105,7 +104,7 @@ class Replicas:
 
     def __init__(self, model: str) -> None:
         self._model = model
-        self._ports = [_free_port(), _free_port()]
+        self._ports = [rig.free_port(), rig.free_port()]
         self._gateways: list[rig.Process] = []
         self.num_answered = 0
         self.errors: list[str] = []
@@ -156,11 +155,6 @@ class Replicas:
             self.num_answered += 1
         except InferwireError as error:
             self.errors.append(f"{error.code} {error.reason} {error.message}")
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as it:
-        return int(it.getsockname()[1])
 
 
 @pytest.mark.nightly

@@ -22,7 +22,9 @@ GATEWAY_MIB, ENGINE_MIB = 10, 16
 def held_mib(pid: int) -> float:
     """Returns what a process holds of its own: anonymous memory, swapped or not. Shared files and caches do not count."""
     status = pathlib.Path(f"/proc/{pid}/status").read_text()
-    return sum(int(re.search(rf"{name}:\s+(\d+)", status)[1]) for name in ("RssAnon", "VmSwap")) / 1024
+    kib: list[str] = re.findall(r"^(?:RssAnon|VmSwap):\s+(\d+) kB$", status, re.MULTILINE)
+    assert 2 == len(kib)
+    return sum(map(int, kib)) / 1024
 
 
 async def growth(

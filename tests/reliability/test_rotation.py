@@ -64,13 +64,13 @@ async def rotated(files: Files, num: int, *, foreign: bool = False) -> tuple[Tra
                     # Long enough for the server to have looked at it.
                     await asyncio.sleep(1.5)
                     assert before == await asyncio.to_thread(shown, server)
+                trusted = files.authority
                 if foreign:
                     (files.folder / "foreign").mkdir()
-                    files.authority, old = Authority(files.folder / "foreign", "foreign"), files.authority
+                    files.authority = Authority(files.folder / "foreign", "foreign")
                 files.put(f"pair {number}")
                 begin = time.monotonic()
-                if foreign:
-                    files.authority = old
+                files.authority = trusted
                 while await asyncio.to_thread(shown, server) == before:
                     pass
                 took.append(time.monotonic() - begin)

@@ -10,6 +10,7 @@ import pathlib
 import secrets
 import signal
 import socket
+import urllib.request
 from typing import Self
 
 import grpc
@@ -45,6 +46,7 @@ async def hits(folder: pathlib.Path, model: str, **settings: str) -> list[str]:
         f"--model-root={root}",
         f"--keys-file={keys}",
         log_level="debug",
+        metrics_address=f"127.0.0.1:{(metrics_port := rig.free_port())}",
         rig_canary=canaries["environment"],
         **settings,
     ) as it:
@@ -70,15 +72,24 @@ async def hits(folder: pathlib.Path, model: str, **settings: str) -> list[str]:
             load = models_pb2.LoadRequest(model="m")
             load.source.local.path = f"../{canaries['path']}/x.gguf"
             told.append(await _told(models.Load(load, metadata=_bearer("iw_all"))))
+        metrics = await asyncio.to_thread(_fetched, f"http://127.0.0.1:{metrics_port}/metrics")
         it.popen.send_signal(signal.SIGINT)
         await it.exit_code(60)
-        artefacts = {"log": it.log, "statuses": "\n".join(told), "engine's environment": environment}
+        assert "inferwire" in metrics
+        artefacts = {
+            "log": it.log, "statuses": "\n".join(told), "engine's environment": environment, "metrics": metrics
+        }  # fmt: skip
     # The completion is the caller's, and so is his own prompt in what he is told of it.
     return [
         f"{kind} in the {where}"
         for (kind, canary), (where, text) in itertools.product(canaries.items(), artefacts.items())
         if canary in text
     ]
+
+
+def _fetched(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=20) as response:
+        return str(response.read().decode())
 
 
 def _bearer(key: str) -> tuple[tuple[str, str], ...]:
@@ -95,16 +106,18 @@ async def _told(call) -> str:
 
 
 async def test_r30_nothing_that_is_private_comes_out(stub, card, tmp_path):
-    """Prompts, answers, keys, paths and the environment are in no log at its loudest, no status, and no engine's environment. A
-    server that logs prompts is seen.
+    """Prompts, answers, keys, paths and the environment are in no log at its loudest, no status, no metric, and no engine's
+    environment. A server that logs prompts is seen.
     """
     model = stub().path
     found = await hits(tmp_path, model)
-    card.tell("R30", "hits", len(found), n=3 * len(KINDS))
+    card.tell("R30", "hits", len(found), n=4 * len(KINDS))
     assert [] == found
 
     (tmp_path / "control").mkdir()
-    assert "prompt in the log" in await hits(tmp_path / "control", model, rig_tells_prompts="1")
+    assert "prompt in the log" in await hits(
+        tmp_path / "control", model, rig_tells_prompts="1", log_prompts="true"
+    )
 
 
 class Sink:

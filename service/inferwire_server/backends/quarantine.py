@@ -25,6 +25,9 @@ log = structlog.get_logger()
 MAX_WAIT_SECONDS = 5.0
 # A trial is over when the answer has come further than at the crash by so many tokens.
 MARGIN_TOKENS = 16
+# Some day a crash is nobody's doing, or another's; and what was guilty may be sound with a machine that has more memory.
+SUSPECT_SECONDS = 300.0
+GUILTY_SECONDS = 3600.0
 MAX_REMEMBERED = 1024
 
 
@@ -46,11 +49,12 @@ class Visit:
 class Quarantine:
     """What is known of one model's requests. It outlives the engine's process; one event loop."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._model = model
-        # Suspects by fingerprint, and how many tokens they had when the engine died. Oldest first, like the guilty.
-        self._suspects: OrderedDict[bytes, int] = OrderedDict()
-        self._guilty: OrderedDict[bytes, None] = OrderedDict()
+        self._clock = clock
+        # By fingerprint, the oldest first: how many tokens a suspect had when the engine died, and until when all is remembered.
+        self._suspects: OrderedDict[bytes, tuple[int, float]] = OrderedDict()
+        self._guilty: OrderedDict[bytes, tuple[int, float]] = OrderedDict()
         self._visits: set[Visit] = set()
         self.changes = Changes()
 
@@ -89,18 +93,19 @@ class Quarantine:
 
     async def _wait(self, visit: Visit, is_over: Callable[[], bool]) -> None:
         key = fingerprint(visit.request)
-        until = time.monotonic() + MAX_WAIT_SECONDS
+        until = self._clock() + MAX_WAIT_SECONDS
         while not is_over():
+            self._forget()
             if key in self._guilty:
                 raise errors.RequestQuarantined(
                     "this very request crashed the engine more than once; do not send it again",
                     metadata={"model": self._model},
                 )
-            left = until - time.monotonic()
+            left = until - self._clock()
             is_trial = any(other.is_on_trial for other in self._visits)
             if key in self._suspects:
                 if not is_trial and (left <= 0 or not self._visits):
-                    visit.until_tokens = self._suspects[key] + MARGIN_TOKENS
+                    visit.until_tokens = self._suspects[key][0] + MARGIN_TOKENS
                     return
             elif not is_trial or left <= 0:
                 return
@@ -122,15 +127,26 @@ class Quarantine:
             # Whoever was there with it, now or before, had no part in it.
             self._suspects.clear()
             for visit in tried:
-                self._guilty[key := fingerprint(visit.request)] = None
-                log.error("request_quarantined", model=self._model, fingerprint=key.hex()[:16])
+                self._remember(self._guilty, visit, GUILTY_SECONDS)
+                log.error("request_quarantined", model=self._model)
         else:
             for visit in visits:
-                self._suspects[fingerprint(visit.request)] = visit.num_tokens
-        for remembered in (self._suspects, self._guilty):
-            while len(remembered) > MAX_REMEMBERED:
-                remembered.popitem(last=False)
+                self._remember(self._suspects, visit, SUSPECT_SECONDS)
         self.changes.bump()
+
+    def _remember(self, among: OrderedDict[bytes, tuple[int, float]], visit: Visit, seconds: float) -> None:
+        key = fingerprint(visit.request)
+        among[key] = visit.num_tokens, self._clock() + seconds
+        among.move_to_end(key)
+        if len(among) > MAX_REMEMBERED:
+            among.popitem(last=False)
+
+    def _forget(self) -> None:
+        """Forgets what was long ago."""
+        now = self._clock()
+        for among in (self._suspects, self._guilty):
+            while among and next(iter(among.values()))[1] <= now:
+                among.popitem(last=False)
 
 
 def fingerprint(request: Message) -> bytes:
