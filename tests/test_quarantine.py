@@ -91,6 +91,17 @@ async def test_suspects_go_one_at_a_time_and_alone():
     assert "0 suspects" in repr(it)
 
 
+async def test_the_end_of_the_last_trial_wakes_who_waits():
+    """A newcomer goes on at once when a trial ends that leaves no suspect, not when its patience does."""
+    it = Quarantine("demo")
+    await crashed(it, "a")
+    trial, newcomer = Visitor(it, "a"), Visitor(it, "c")
+    assert [True, False] == [await each.settle() for each in (trial, newcomer)]
+    await trial.leave()
+    assert await newcomer.settle()
+    await newcomer.leave()
+
+
 async def test_the_second_crash_names_the_one_and_clears_the_others():
     """It is refused for good; those who were there with it need no trial."""
     it = Quarantine("demo")

@@ -88,7 +88,7 @@ class Quarantine:
                 # Who left in the middle of a trial has proved nothing.
                 if visit.until_tokens is not None and (has_ended or not visit.is_on_trial):
                     self._suspects.pop(fingerprint(request), None)
-                if self._suspects:
+                if self._suspects or visit.until_tokens is not None:
                     self.changes.bump()
 
     async def _wait(self, visit: Visit, is_over: Callable[[], bool]) -> None:
