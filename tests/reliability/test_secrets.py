@@ -156,13 +156,13 @@ class Sink:
         return [f"{scheme}://{host}:{self.port}/x.gguf" for scheme in schemes for host in hosts]
 
 
-async def test_r33_nobody_is_sent_to_an_address_of_a_callers_choice(card, monkeypatch):
+async def test_r33_nobody_is_sent_to_an_address_of_a_callers_choice(card, tmp_path, monkeypatch):
     """Sixty ways to write an address, in every field that takes text of that kind, and a provider that redirects: no connection is
     made, and no key is on the wire. A client that follows redirects is seen.
     """
     async with (
         Sink() as sink,
-        running(models={"demo": demo()}, model_roots=["/tmp"]) as (server, _),
+        running(models={"demo": demo()}, model_roots=[str(tmp_path)]) as (server, _),
         bare_stub(server) as stub,
     ):
         urls = sink.urls()
