@@ -269,7 +269,14 @@ def test_a_container_serves_and_drains(container):
     """Healthy by the image's own check; an answer to a client outside; SIGTERM ends it with 0."""
     print(f"healthy after {until_healthy(container):.1f} s")
     answer = container.call(
-        "complete", "--address", "127.0.0.1:50051", "--max-tokens", "8", "Once upon a time"
+        "complete",
+        "--address",
+        "127.0.0.1:50051",
+        "--max-tokens",
+        "8",
+        "--temperature",
+        "0",
+        "Once upon a time",
     )
     assert 0 == answer.returncode, answer.stderr
     assert len(answer.stdout.split()) > 3
