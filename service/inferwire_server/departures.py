@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-# Weight of the newest interval: about the last five count.
-_NEWEST = 0.2
+# Weight of the newest interval: about the last sixteen count. Sequences of one batch end in the same step, so intervals come as
+# several that are nothing and one that is long; fewer of them would take each long one for a change of pace.
+_NEWEST = 1 / 16
 
 
 class Departures:
@@ -27,10 +28,7 @@ class Departures:
         if self._since is not None:
             seconds = now - self._since
             self.num_seen += 1
-            if self.num_seen == 1:
-                self._interval_seconds = seconds
-            else:
-                self._interval_seconds += _NEWEST * (seconds - self._interval_seconds)
+            self._interval_seconds += max(1 / self.num_seen, _NEWEST) * (seconds - self._interval_seconds)
         self._since = now if is_full else None
 
     def wait_seconds(self, position: int) -> float:

@@ -10,6 +10,9 @@ from inferwire_server.departures import Departures
 # Before a prompt is tokenized its tokens are guessed: English text in common vocabularies has about this much per token.
 _BYTES_PER_TOKEN = 4
 _FIRST_GUESS_SECONDS = 1.0
+# Waiting in vain costs a caller its deadline at worst, being refused wrongly its answer: nine of ten refusals should be right.
+# The guess is too long by this much now and then, also because some who wait ahead give up.
+_SLACK = 1.3
 
 
 @dataclasses.dataclass
@@ -46,7 +49,11 @@ class Admission:
         if position > 0 and self._requests and prompts > self._queue_prompt_tokens:
             raise self._full({"queuePromptTokens": str(self._queue_prompt_tokens)})
         wait_seconds = self._departures.wait_seconds(position)
-        if deadline_seconds is not None and self._departures.num_seen and wait_seconds > deadline_seconds:
+        if (
+            deadline_seconds is not None
+            and self._departures.num_seen
+            and wait_seconds > _SLACK * deadline_seconds
+        ):
             raise errors.DeadlineUnreachable(
                 "the queue is longer than the call's deadline; give it more time, or retry on another replica",
                 metadata={"model": self._model, "expectedWaitMs": str(int(wait_seconds * 1000))},
