@@ -196,6 +196,7 @@ class HttpClient:
         # `params` would replace the query that a path may have.
         url = httpx.URL(self._base_url + request.path).copy_merge_params(self._query)
         is_new = False
+        patience = Patience()
 
         async def trace(event: str, info: object) -> None:
             nonlocal is_new
@@ -206,9 +207,9 @@ class HttpClient:
                 request.method, url, content=request.body, headers=headers, extensions={"trace": trace}
             )
             try:
-                async with asyncio.timeout(self._idle_seconds):
-                    return await self._client.send(message, stream=True)
-            except TimeoutError:
+                limit = time.monotonic() + self._idle_seconds
+                return await patience.wait(self._client.send(message, stream=True), limit)
+            except OutOfPatience:
                 raise errors.UpstreamStalled("the provider sent nothing for too long") from None
             except httpx.RemoteProtocolError as error:
                 if "disconnected" not in str(error):
@@ -220,6 +221,8 @@ class HttpClient:
                 failure = error
             except httpx.HTTPError as error:
                 raise _unreachable(error) from None
+            finally:
+                patience.close()
             if is_new:
                 raise _unreachable(failure) from None
             # A connection that was kept, and that the server has closed while the request was on its way: nobody has read it.

@@ -13,6 +13,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+# How soon it looks again at a task that somebody else has cancelled just now.
+RETRY_SECONDS = 0.05
+
 
 class OutOfPatience(Exception):
     """What was waited for did not come in time."""
@@ -62,6 +65,10 @@ class Patience:
             return  # nobody waits; the next wait sets the timer again
         if self._limit > time.monotonic():
             self._timer = self._loop.call_at(self._limit, self._fire)
+        elif self._task is not None and self._task.cancelling():
+            # The task is on its way out for another reason. A second cancel would strike in the middle of the clean-up of the
+            # first, and httpcore would leave the connection open for ever.
+            self._timer = self._loop.call_later(RETRY_SECONDS, self._fire)
         elif self._task is not None:
             self._has_fired = True
             self._task.cancel()
