@@ -6,6 +6,7 @@ import asyncio
 import os
 import pathlib
 import shutil
+import signal
 import sys
 from typing import Any
 
@@ -120,6 +121,9 @@ def serve(config: pathlib.Path | None, model_roots: tuple[str, ...], **flags: An
     async def run() -> None:
         # Made inside the loop that it will live in, as grpc.aio asks.
         await Server(settings).run(_announce)
+        # The process ends now. One more signal, from an impatient hand, must not make its exit code a lie.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
 
     try:
         asyncio.run(run())
