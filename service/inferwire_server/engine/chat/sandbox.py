@@ -144,7 +144,8 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
             if isinstance(value, str | bytes):
                 size += len(value) if texts else REFERENCE_BYTES
             elif isinstance(value, list | tuple | set | frozenset | Mapping):
-                size += REFERENCE_BYTES * (1 + len(value))
+                # As much as it takes in memory, about; and what is looked into costs time, so it is not cheap.
+                size += PASS_BYTES + REFERENCE_BYTES * len(value)
                 if size <= self.allowance.left:
                     values += value
                     values += value.values() if isinstance(value, Mapping) else ()
