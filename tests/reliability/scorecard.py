@@ -163,6 +163,7 @@ MEASURES: tuple[Measure, ...] = (
         "R31",
         ("wrong", "pairs of credential and RPC without the exact status", 0, ""),
         ("open", "RPCs without a scope", 0, ""),
+        ("timing", "time tells a nearly right key from a wrong one, share of pairs off one half", 5, "%"),
     ),
     *_row(
         "R32",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
+import random
+import time
 
 import grpc
 
@@ -145,6 +148,44 @@ async def test_r31_nobody_may_do_what_his_key_does_not_say(card, tmp_path, monke
 
     monkeypatch.setattr(access.Access, "check", staticmethod(lambda principal, method: None))
     assert [] != await unlike_the_table(keys_file)
+
+
+def told_apart(it: access.Access, near: str, far: str, draw: random.Random, num: int) -> float:
+    """Returns how well the time of a refusal tells a key that is nearly right from one that is not at all: the share of pairs in
+    which the near one takes longer, off one half, in percent. 0 is not at all, 50 is always.
+    """
+    times: dict[str, list[int]] = {near: [], far: []}
+    for key in draw.sample([near, far] * num, 2 * num):
+        begin = time.perf_counter_ns()
+        with contextlib.suppress(errors.TokenInvalid):
+            it.identify({"authorization": f"Bearer {key}"})
+        times[key].append(time.perf_counter_ns() - begin)
+    ranked = sorted((taken, key == near) for key in times for taken in times[key])
+    ranks = sum(rank for rank, (_, is_near) in enumerate(ranked, 1) if is_near)
+    share = (ranks - num * (num + 1) / 2) / num**2
+    return 100 * abs(share - 0.5)
+
+
+def test_r31_time_tells_nothing_of_a_key(card, draw, tmp_path, monkeypatch):
+    """A guess that shares all but its last character with a key is refused no sooner and no later than any other. Comparing character
+    by character, which would give a key away, is seen.
+    """
+    num = 2000
+    key, digest = access.new_key()
+    keys_file = tmp_path / "keys.toml"
+    keys_file.write_text(f'[keys.a]\nsha256 = "{digest}"\nscopes = ["infer"]\n')
+    it = access.Access(keys_file)
+    assert "a" == it.identify({"authorization": f"Bearer {key}"}).name
+    near, far = f"{key[:-1]}{'A' if key[-1] != 'A' else 'B'}", f"xx{key[2:-1]}x"
+    card.tell("R31", "timing", told_apart(it, near, far, draw, num), n=2 * num)
+
+    def naive(self, metadata, certificate=()):
+        for mine, given in zip(key, metadata["authorization"].removeprefix("Bearer "), strict=True):
+            if mine != given:
+                raise errors.TokenInvalid("the key is not valid")
+
+    monkeypatch.setattr(access.Access, "identify", naive)
+    assert told_apart(it, near, far, draw, num) > 25
 
 
 class Opened:
