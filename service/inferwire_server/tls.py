@@ -128,6 +128,9 @@ class Certificates:
     def _new_ssl_context(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
+        # A session that is resumed would go past the authority that is in force now.
+        context.num_tickets = 0
+        context.options |= ssl.OP_NO_TICKET
         try:
             context.load_cert_chain(self._certificate, self._key)
             if self._client_ca is not None:
