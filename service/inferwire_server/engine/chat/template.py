@@ -15,7 +15,7 @@ from inferwire_server import errors
 
 from .sandbox import Allowance, Environment, Refused, RefusedByTemplate, fixed_clock
 
-MAX_RENDER_SECONDS = 1.0
+MAX_RENDER_SECONDS = 0.75
 # New values of one rendering, bytes: so many times the largest prompt, for what a template builds on its way there.
 MAX_PROMPTS = 16
 MIN_ALLOWANCE_BYTES = 1 << 20
