@@ -145,7 +145,7 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
                 size += len(value) if texts else REFERENCE_BYTES
             elif isinstance(value, list | tuple | set | frozenset | Mapping):
                 # As much as it takes in memory, about; and what is looked into costs time, so it is not cheap.
-                size += PASS_BYTES + REFERENCE_BYTES * len(value)
+                size += (4 if isinstance(value, Mapping) else 2) * PASS_BYTES + REFERENCE_BYTES * len(value)
                 if size <= self.allowance.left:
                     values += value
                     values += value.values() if isinstance(value, Mapping) else ()
