@@ -509,7 +509,8 @@ async def test_the_server_runs_as_rendered_and_answers_the_probes(files, tmp_pat
         process.send_signal(signal.SIGTERM)
         await until(documents, "readiness", health.NOT_SERVING)
         await until(documents, "liveness", health.SERVING)
-        assert 0 == await asyncio.wait_for(process.wait(), pod(documents)["terminationGracePeriodSeconds"])
+        async with asyncio.timeout(pod(documents)["terminationGracePeriodSeconds"]):
+            assert 0 == await process.wait()
 
 
 def write_secrets(folder: pathlib.Path) -> grpc.ChannelCredentials:

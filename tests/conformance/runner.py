@@ -215,7 +215,8 @@ class Program:
         assert self._process.stdin is not None, "with a pipe"
         self._process.stdin.close()
         try:
-            await asyncio.wait_for(self._process.wait(), 20)
+            async with asyncio.timeout(20):
+                await self._process.wait()
         except TimeoutError:
             self._process.kill()
             await self._process.wait()
@@ -228,7 +229,8 @@ class Program:
         try:
             self._process.stdin.write(json.dumps(line).encode() + b"\n")
             await self._process.stdin.drain()
-            answer = await asyncio.wait_for(self._process.stdout.readline(), PATIENCE_SECONDS)
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                answer = await self._process.stdout.readline()
         except (BrokenPipeError, ConnectionResetError) as error:
             raise ProgramEnded from error
         if not answer:
