@@ -266,22 +266,26 @@ class Settings(_Frozen, frozen=True):
     @property
     def admin(self) -> Address | None:
         """Where ModelService listens when it has a port of its own."""
-        return Address.parse("admin_address", self.admin_address) if self.admin_address else None
+        return self._place("admin_address")
 
     @property
     def metrics(self) -> Address | None:
         """Where /metrics and /healthz are served over HTTP."""
-        return Address.parse("metrics_address", self.metrics_address) if self.metrics_address else None
+        return self._place("metrics_address")
 
     @property
     def probe(self) -> Address | None:
         """Where health is told in the clear, beside a main port that has TLS."""
-        return Address.parse("probe_address", self.probe_address) if self.probe_address else None
+        return self._place("probe_address")
 
     @property
     def web(self) -> Address | None:
         """Where Connect, gRPC-Web and JSON are spoken."""
-        return Address.parse("web_address", self.web_address) if self.web_address else None
+        return self._place("web_address")
+
+    def _place(self, key: str) -> Address | None:
+        text = getattr(self, key)
+        return Address.parse(key, text) if text else None
 
     @property
     def has_reflection(self) -> bool:

@@ -7,8 +7,8 @@ Watch is a real watch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import grpc
 from grpc_health.v1 import health, health_pb2
@@ -16,8 +16,10 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse
 
 from inferwire.v1 import models_pb2
 from inferwire_server import errors
-from inferwire_server.access import Principal
+from inferwire_server.access import Access, Principal
 from inferwire_server.registry import Registry
+
+_Request = TypeVar("_Request")
 
 LIVENESS = "liveness"
 READINESS = ("", "inferwire.v1.InferenceService")
@@ -43,6 +45,25 @@ def check_asked(principal: Principal, request: object) -> None:
         raise errors.TokenMissing("send a key: metadata authorization, 'Bearer <key>'")
     if not principal.may_use("*" if name is None else name.removeprefix(MODEL_PREFIX)):
         raise errors.ScopeRequired("the key does not allow this name", metadata={"scope": "health"})
+
+
+def admit(
+    access: Access,
+    method: str,
+    metadata: Mapping[str, str | bytes],
+    certificate: Sequence[str],
+    read: Callable[[], _Request],
+) -> _Request:
+    """Returns the request of a call of a library's service, "package.Service/Method", when its caller may make it.
+
+    Raises what `Access` and `check_asked` do.
+    """
+    principal = access.identify(metadata, certificate)
+    access.check(principal, method)
+    request = read()
+    if method.startswith(SERVICE_NAME):
+        check_asked(principal, request)
+    return request
 
 
 class Health:

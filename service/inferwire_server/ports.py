@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha import reflection
 from inferwire_server import channel_arguments, errors, rpc, status
 from inferwire_server.access import Access
 from inferwire_server.config import Address
-from inferwire_server.health import SERVICE_NAME, Health, check_asked
+from inferwire_server.health import SERVICE_NAME, Health, admit
 from inferwire_server.tls import Certificates
 
 
@@ -29,8 +29,12 @@ class AddressInUse(Exception):
 class Port:
     """A server on one address. Add what it serves, then `start`."""
 
-    def __init__(self, address: Address, access: Access, certificates: Certificates | None) -> None:
+    def __init__(
+        self, address: Address, access: Access, certificates: Certificates | None, *, title: str = ""
+    ) -> None:
+        """`title` is a word for people, of a port that is not the main one."""
         self.address = address
+        self.title = title
         self._certificates = None if address.path else certificates
         self._names: list[str] = []
         self._is_bound = False
@@ -140,10 +144,7 @@ class _Guarded(grpc.RpcMethodHandler):  # type: ignore[type-arg]  # generic in t
         async def check(request: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
             try:
                 metadata = dict(context.invocation_metadata() or ())
-                principal = access.identify(metadata, rpc.certificate_names(context))
-                access.check(principal, method)
-                if method.startswith(SERVICE_NAME):
-                    check_asked(principal, request)
+                admit(access, method, metadata, rpc.certificate_names(context), lambda: request)
             except errors.ServingError as error:
                 told = status.of(error)
                 await context.abort(told.code, told.message, told.trailing_metadata)

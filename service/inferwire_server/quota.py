@@ -17,8 +17,8 @@ from inferwire_server.departures import Departures
 _FIRST_GUESS_SECONDS = 1.0
 
 
-class Allowance:
-    """So much per minute, saved up for a minute at most."""
+class Bucket:
+    """A token bucket: so much per minute, saved up for a minute at most."""
 
     def __init__(self, per_minute: float, now: float) -> None:
         self._per_minute = per_minute
@@ -26,7 +26,7 @@ class Allowance:
         self._at = now
 
     def __repr__(self) -> str:
-        return f"<Allowance [{self._level:.1f} of {self._per_minute:g}]>"
+        return f"<Bucket [{self._level:.1f} of {self._per_minute:g}]>"
 
     def seconds_until(self, amount: float, now: float) -> float:
         """Returns how long it takes until there is `amount`, or as much as ever fits; 0 when it is there."""
@@ -53,8 +53,8 @@ class Account:
     def renew(self, limits: Limits, now: float) -> None:
         """Begins anew with other limits. What runs stays counted."""
         self.limits = limits
-        self._requests = Allowance(limits.requests_per_minute, now) if limits.requests_per_minute else None
-        self._tokens = Allowance(limits.tokens_per_minute, now) if limits.tokens_per_minute else None
+        self._requests = Bucket(limits.requests_per_minute, now) if limits.requests_per_minute else None
+        self._tokens = Bucket(limits.tokens_per_minute, now) if limits.tokens_per_minute else None
 
     @property
     def is_full(self) -> bool:
@@ -66,11 +66,11 @@ class Account:
         if self.is_full:
             return "max_concurrent", self.departures.wait_seconds(1)
         # Any token that is left lets a call begin: its size is not known yet.
-        for name, allowance, amount in (
+        for name, bucket, amount in (
             ("requests_per_minute", self._requests, 1.0),
             ("tokens_per_minute", self._tokens, 1.0),
         ):
-            if allowance is not None and (seconds := allowance.seconds_until(amount, now)) > 0:
+            if bucket is not None and (seconds := bucket.seconds_until(amount, now)) > 0:
                 return name, seconds
         return None
 

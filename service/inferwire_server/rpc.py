@@ -68,8 +68,8 @@ class Transport(Protocol):
 class Context:
     """What a servicer may know of a call."""
 
-    def __init__(self, transport: Transport, method: str, full_name: str = "") -> None:
-        self.method = method
+    def __init__(self, transport: Transport, full_name: str) -> None:
+        # "package.Service/Method"
         self.full_name = full_name
         self.begin = time.monotonic()
         remaining = transport.seconds_left
@@ -78,7 +78,6 @@ class Context:
         self.hops = _hops(transport.metadata)
         self.principal = NOBODY
         self.call: Call | None = None
-        self.tokens_used = 0
         self.end: errors.ServingError | None = None
         self.task = asyncio.current_task()
         self.writing_since: float | None = None
@@ -91,6 +90,11 @@ class Context:
         self.pace: Pace | None = None
         self.operation = ""
         self.trace: Trace | None = None
+
+    @property
+    def method(self) -> str:
+        """The method's name within its service."""
+        return self.full_name.rpartition("/")[2]
 
     def end_with(self, error: errors.ServingError) -> None:
         """Ends the call with `error`, whatever it waits for. The first end counts."""
@@ -151,13 +155,10 @@ class Gate:
                     context.end_with(errors.ClientTooSlow("the caller did not read for the server's limit"))
 
     @contextlib.contextmanager
-    def entered(self, context: Context, transport: Transport, method: str) -> Iterator[None]:
-        """Keeps a call for as long as it runs. `method` is "package.Service/Method".
-
-        Raises what `Access` does, and errors.Draining when no call is let in.
-        """
+    def entered(self, context: Context, transport: Transport) -> Iterator[None]:
+        """Keeps a call for as long as it runs. Raises what `Access` does, and errors.Draining when no call is let in."""
         context.principal = self.access.identify(transport.metadata, transport.certificate)
-        self.access.check(context.principal, method)
+        self.access.check(context.principal, context.full_name)
         if self.draining:
             raise errors.Draining(
                 "the server is going away; retry on another replica",
@@ -212,9 +213,9 @@ class Method:
 
     async def answer(self, transport: Transport, read: Callable[[], Message]) -> Message:
         """Returns the response to what `read` returns, or ends the call by `transport.abort`."""
-        context = Context(transport, self.name, self.full_name)
+        context = Context(transport, self.full_name)
         async with _boundary(context, transport, self.gate.observers):
-            with self.gate.entered(context, transport, self.full_name):
+            with self.gate.entered(context, transport):
                 response: Message = await self.function(read(), context)
                 return response
         # The call is over: its deadline passed just when it was to be refused. The transport sends nothing more.
@@ -222,9 +223,9 @@ class Method:
 
     async def stream(self, transport: Transport, read: Callable[[], Message]) -> None:
         """Writes the responses to what `read` returns, or ends the call by `transport.abort`."""
-        context = Context(transport, self.name, self.full_name)
+        context = Context(transport, self.full_name)
         async with _boundary(context, transport, self.gate.observers) as written:
-            with self.gate.entered(context, transport, self.full_name):
+            with self.gate.entered(context, transport):
                 # Closed here and now, not when the garbage collector comes by: closing is what cancels the work.
                 async with contextlib.aclosing(self.function(read(), context)) as responses:
                     async for response in responses:

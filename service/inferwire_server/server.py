@@ -91,12 +91,9 @@ class Server:
     @property
     def other_addresses(self) -> dict[str, Address]:
         """Where what has a place of its own listens, by a word for it."""
-        words = [
-            *(["Administration"] if self.settings.admin else []),
-            *(["Probes"] if self.settings.probe else []),
-        ]
-        others = (port.address for port in self._ports[1:] if port is not self.web)
-        addresses = dict(zip(words, others, strict=True))
+        addresses = {
+            port.title: port.address for port in self._ports if isinstance(port, Port) and port.title
+        }
         metrics = self.telemetry.metrics_address
         return {**addresses, **({"Metrics": metrics} if metrics else {})}
 
@@ -125,7 +122,9 @@ class Server:
         models = ModelServicer(registry=self.registry)
         main = Port(settings.main, self._access, self._certificates)
         main.add(INFERENCE_SERVICE.full_name, rpc.bind(INFERENCE_SERVICE, inference, self.gate))
-        admin = Port(settings.admin, self._access, self._certificates) if settings.admin else None
+        admin = None
+        if settings.admin:
+            admin = Port(settings.admin, self._access, self._certificates, title="Administration")
         (admin or main).add(MODEL_SERVICE.full_name, rpc.bind(MODEL_SERVICE, models, self.gate))
         ports: list[Port | web.WebPort] = [main, *([admin] if admin else [])]
         for port in (main, admin):
@@ -135,7 +134,7 @@ class Server:
                     port.add_reflection()
         if settings.probe:
             # In the clear, for those who can ask in no other way: a kubelet.
-            probe = Port(settings.probe, self._access, None)
+            probe = Port(settings.probe, self._access, None, title="Probes")
             probe.add_health(self.health)
             ports.append(probe)
         if self.web is not None:

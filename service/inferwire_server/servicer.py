@@ -86,7 +86,6 @@ class InferenceServicer:
             if self._settings.log_prompts:
                 context.note(prompt="\n".join(request.inputs))
             response = await backend.embed(request, call)
-            context.tokens_used = response.usage.prompt_tokens
             context.usage = response.usage
             context.note(prompt_tokens=response.usage.prompt_tokens)
             return response
@@ -190,8 +189,7 @@ class InferenceServicer:
             try:
                 yield backend
             finally:
-                # Of an answer that did not come to its end, what was sent of it.
-                account.spend(context.tokens_used or (context.call.tokens_emitted if context.call else 0))
+                account.spend(_tokens_used(context))
 
     def _check_model(self, name: str, principal: Principal) -> None:
         """Raises errors.ModelNotFound for a model that is not the caller's, as if there were none."""
@@ -286,13 +284,19 @@ def _default_model(backends: Sequence[Backend | Provider], models: Sequence[str]
 
 
 def _note_completion(context: Context, completion: pb.Completion) -> None:
-    context.tokens_used = completion.usage.prompt_tokens + completion.usage.completion_tokens
     context.completion, context.usage = completion, completion.usage
     context.note(
         finish_reason=pb.FinishReason.Name(completion.finish_reason).removeprefix("FINISH_REASON_"),
         prompt_tokens=completion.usage.prompt_tokens,
         completion_tokens=completion.usage.completion_tokens,
     )
+
+
+def _tokens_used(context: Context) -> int:
+    """Returns the tokens of a prompt and its answer; of one that did not come to its end, what was sent of it."""
+    if context.usage is not None:
+        return context.usage.prompt_tokens + context.usage.completion_tokens
+    return context.call.tokens_emitted if context.call else 0
 
 
 def _operation(request: Message) -> str:

@@ -53,7 +53,7 @@ from inferwire_server import errors, rpc, status
 from inferwire_server.backends.base import Encodable, EncodedEvent
 from inferwire_server.channel_arguments import MAX_MESSAGE_BYTES
 from inferwire_server.config import Address
-from inferwire_server.health import Health, check_asked
+from inferwire_server.health import Health, admit
 from inferwire_server.ports import AddressInUse
 from inferwire_server.tls import Certificates
 
@@ -350,12 +350,8 @@ class _HealthMethod(rpc.Method):
         await self._ask(transport, read)
 
     async def _ask(self, transport: rpc.Transport, read: Callable[[], Message]) -> Any:
-        access = self.gate.access
         try:
-            principal = access.identify(transport.metadata, transport.certificate)
-            access.check(principal, self.full_name)
-            request = read()
-            check_asked(principal, request)
+            request = admit(self.gate.access, self.full_name, transport.metadata, transport.certificate, read)
             return await self.function(request, _HealthContext(transport))  # type: ignore[arg-type]
         except errors.ServingError as error:
             await transport.abort(status.of(error))
