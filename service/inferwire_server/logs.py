@@ -1,7 +1,8 @@
 """How the server logs: structlog over the standard library, to standard error, as text or as JSON lines.
 
 Owns what a line may hold: the fields named here and no others, and of an exception where it came from, without its words.
-Only `log_prompts` lets more through: what callers wrote and what models answered.
+Only `log_prompts` lets more through: what callers wrote and what models answered. A line that cannot be written, because the
+disk is full, is counted and dropped.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def configure(*, format: str, level: str, log_prompts: bool = False) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler()
+    handler = _Handler()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -86,6 +87,23 @@ def configure(*, format: str, level: str, log_prompts: bool = False) -> None:
     # At lower levels two of these print headers, keys among them; the others only noise.
     for name in ("asyncio", "grpc", "httpx", "httpcore"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def num_dropped() -> int:
+    """Returns how many lines could not be written. From any thread."""
+    return sum(each.num_dropped for each in logging.getLogger().handlers if isinstance(each, _Handler))
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """Writes lines, and counts those that the system does not take."""
+
+    num_dropped = 0
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if isinstance(sys.exception(), OSError):
+            self.num_dropped += 1
+        else:
+            super().handleError(record)
 
 
 def without_words(error: BaseException | None) -> str:

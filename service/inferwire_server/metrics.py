@@ -24,7 +24,7 @@ from prometheus_client.registry import Collector
 
 from inferwire.v1 import inference_pb2 as pb
 from inferwire.v1 import models_pb2
-from inferwire_server import __version__
+from inferwire_server import __version__, logs
 from inferwire_server.backends.base import Occupancy
 from inferwire_server.backends.breaker import State
 from inferwire_server.backends.local import LocalBackend
@@ -305,6 +305,12 @@ class Metrics(Collector):
             "Seconds since the event loop was last seen to move.",
             (),
             {(): self.loop.unseen_seconds},
+        )
+        yield _counter(
+            "inferwire_log_lines_dropped",
+            "Lines of the log that could not be written: the disk is full, or nobody reads.",
+            (),
+            {(): logs.num_dropped()},
         )
         versions = (__version__, platform.python_version(), _version("grpcio"), _version("llama-cpp-python"))
         yield _gauge(

@@ -177,7 +177,11 @@ MEASURES: tuple[Measure, ...] = (
         ("effective", "a new certificate until it is served, slowest", 5, "s"),
     ),
     *_row("R35", ("back", "descriptors free again until Health answers", 5, "s")),
-    *_row("R36", ("failed", "requests that failed because logs could not be written", 0, "")),
+    *_row(
+        "R36",
+        ("failed", "requests that failed because logs could not be written", 0, ""),
+        ("dropped", "lines that were counted as lost, for each request", 1, "", LEAST),
+    ),
     *_row(
         "R37",
         ("spurious", "statuses caused by a clock that jumps by an hour", 0, ""),

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import json
 import pathlib
+import re
 import secrets
 import signal
 import socket
@@ -14,6 +15,7 @@ import urllib.request
 from typing import Self
 
 import grpc
+import psutil
 import pytest
 
 from inferwire.v1 import inference_pb2 as pb
@@ -21,6 +23,7 @@ from inferwire.v1 import models_pb2
 from inferwire.v1.inference_pb2_grpc import InferenceServiceStub
 from inferwire.v1.models_pb2_grpc import ModelServiceStub
 from inferwire_server.backends import _http
+from tests.collector import Collector, collecting
 from tests.providers.asking import chat
 from tests.providers.server import Reply
 from tests.providers.wires import MODEL
@@ -33,7 +36,7 @@ from .test_remote import gateway as provider_gateway
 KINDS = ("prompt", "completion", "key", "token", "path", "environment", "schema", "tool")
 
 
-async def hits(folder: pathlib.Path, model: str, **settings: str) -> list[str]:
+async def hits(folder: pathlib.Path, model: str, collector: Collector, **settings: str) -> list[str]:
     """Runs a gateway that logs everything, lets all go wrong that may, and returns the canaries that came out, and where."""
     canaries = {kind: f"canary{kind}{secrets.token_hex(6)}" for kind in KINDS}
     told: list[str] = []
@@ -47,11 +50,13 @@ async def hits(folder: pathlib.Path, model: str, **settings: str) -> list[str]:
         f"--keys-file={keys}",
         log_level="debug",
         metrics_address=f"127.0.0.1:{(metrics_port := rig.free_port())}",
+        traces_endpoint=collector.url,
         rig_canary=canaries["environment"],
         **settings,
     ) as it:
         await rig.until_ready(it.address, "iw_all")
         (engine,) = it.children
+        assert (0, 0) == engine.rlimit(psutil.RLIMIT_CORE), "its memory is written to no file when it crashes"
         environment = pathlib.Path(f"/proc/{engine.pid}/environ").read_text(errors="replace")
         async with grpc.aio.insecure_channel(it.address, [("grpc.enable_retries", 0)]) as channel:
             stub, models = InferenceServiceStub(channel), ModelServiceStub(channel)
@@ -76,9 +81,14 @@ async def hits(folder: pathlib.Path, model: str, **settings: str) -> list[str]:
         it.popen.send_signal(signal.SIGINT)
         await it.exit_code(60)
         assert "inferwire" in metrics
+        assert len(collector.spans) >= len(told), "a span for each call at least"
         artefacts = {
-            "log": it.log, "statuses": "\n".join(told), "engine's environment": environment, "metrics": metrics
-        }  # fmt: skip
+            "log": it.log,
+            "statuses": "\n".join(told),
+            "engine's environment": environment,
+            "metrics": metrics,
+            "traces": "\n".join(map(str, collector.requests)),
+        }
     # The completion is the caller's, and so is his own prompt in what he is told of it.
     return [
         f"{kind} in the {where}"
@@ -106,18 +116,21 @@ async def _told(call) -> str:
 
 
 async def test_r30_nothing_that_is_private_comes_out(stub, card, tmp_path):
-    """Prompts, answers, keys, paths and the environment are in no log at its loudest, no status, no metric, and no engine's
+    """Prompts, answers, keys, paths and the environment are in no log at its loudest, no status, no metric, no trace, and no engine's
     environment. A server that logs prompts is seen.
     """
     model = stub().path
-    found = await hits(tmp_path, model)
-    card.tell("R30", "hits", len(found), n=4 * len(KINDS))
+    async with collecting() as collector:
+        found = await hits(tmp_path, model, collector)
+    card.tell("R30", "hits", len(found), n=5 * len(KINDS))
     assert [] == found
 
     (tmp_path / "control").mkdir()
-    assert "prompt in the log" in await hits(
-        tmp_path / "control", model, rig_tells_prompts="1", log_prompts="true"
-    )
+    async with collecting() as collector:
+        control = await hits(
+            tmp_path / "control", model, collector, rig_tells_prompts="1", log_prompts="true"
+        )
+    assert {"prompt in the log", "prompt in the traces"} <= set(control)
 
 
 class Sink:
@@ -204,10 +217,16 @@ async def test_r33_nobody_is_sent_to_an_address_of_a_callers_choice(card, tmp_pa
         assert sink.num_connections > 0
 
 
-async def failed_with_log(log: str, stub_path: str, num: int) -> int:
-    """Returns how many of some requests fail when a gateway's log goes to a file."""
+async def with_log(log: pathlib.Path, stub_path: str, num: int) -> tuple[int, float]:
+    """Returns how many of some requests fail when a gateway's log goes to a file, and how many lines it says it could not write."""
     num_failed = 0
-    with pathlib.Path(log).open("w") as full, rig.gateway(f"--model=stub={stub_path}", stderr=full) as it:
+    metrics_port = rig.free_port()
+    with (
+        log.open("w") as full,
+        rig.gateway(
+            f"--model=stub={stub_path}", stderr=full, metrics_address=f"127.0.0.1:{metrics_port}"
+        ) as it,
+    ):
         await rig.until_ready(it.address)
         async with grpc.aio.insecure_channel(it.address) as channel:
             stub = InferenceServiceStub(channel)
@@ -216,18 +235,23 @@ async def failed_with_log(log: str, stub_path: str, num: int) -> int:
                     await stub.Complete(rig.request(f"{number}", max_tokens=3, endless=True))
                 except grpc.aio.AioRpcError:
                     num_failed += 1
+        metrics = await asyncio.to_thread(_fetched, f"http://127.0.0.1:{metrics_port}/metrics")
         it.popen.send_signal(signal.SIGINT)
         assert 0 == await it.exit_code(60)
-    return num_failed
+    (num_dropped,) = re.findall(r"^inferwire_log_lines_dropped_total (\S+)$", metrics, re.MULTILINE)
+    return num_failed, float(num_dropped)
 
 
-async def test_r36_a_full_disk_fails_no_request(stub, card):
-    """Each request logs, no line can be written, and every answer comes; the drain ends with exit code 0. That a line cannot be
-    written there is seen.
+async def test_r36_a_full_disk_fails_no_request(stub, card, tmp_path):
+    """Each request logs, no line can be written, and every answer comes; the lines are counted, and the drain ends with exit code 0.
+    That a line cannot be written there is seen, and that none is counted where one can.
     """
     num = 200
-    failed = await failed_with_log("/dev/full", stub().path, num)
+    failed, dropped = await with_log(pathlib.Path("/dev/full"), stub().path, num)
     card.tell("R36", "failed", failed, n=num)
+    card.tell("R36", "dropped", dropped / num, n=num)
     assert 0 == failed
+    assert dropped >= num
+    assert (0, 0) == await with_log(tmp_path / "log", stub().path, 20)
     with pytest.raises(OSError, match="No space left"):
         pathlib.Path("/dev/full").write_text("a line\n")
