@@ -227,6 +227,28 @@ async def test_watchers_see_every_state_that_lasts(root):
         assert sorted(set(revisions)) == revisions
 
 
+async def test_watchers_see_how_many_streams_a_model_has_and_how_many_wait(root):
+    """When one begins, when it waits, when it gets its turn and when it ends: nothing else has to happen to show it."""
+    async with running(model_roots=[str(root)]) as (server, client), bare_stub(server) as stub:
+        await client.load("a", "a.gguf", config=CONFIG)
+        snapshots = aiter(client.watch_models())
+
+        async def until(streams: int, queued: int) -> None:
+            async for snapshot in snapshots:
+                (model,) = [model for model in snapshot.models if model.name == "a"]
+                if (streams, queued) == (model.streams_in_flight, model.queue_length):
+                    return
+
+        await until(0, 0)
+        calls = []
+        for expected in ((1, 0), (2, 0), (3, 1)):
+            calls.append(stub.StreamComplete(endless("a", progress=True)))
+            await until(*expected)
+        for expected in ((2, 0), (1, 0), (0, 0)):
+            calls.pop(0).cancel()
+            await until(*expected)
+
+
 async def test_memory_is_told_while_a_model_is_loaded(root):
     """A loaded model says what its process holds; the process ends with the unload."""
     async with running(model_roots=[str(root)]) as (_, client):

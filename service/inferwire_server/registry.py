@@ -273,6 +273,7 @@ class Registry:
         instance.num_leases += 1
         self.leases_created += 1
         self._touch(entry)
+        self.changes.bump()
         try:
             yield instance.backend
         finally:
@@ -502,6 +503,7 @@ class Registry:
             settings=self._engine,
             on_exit=on_exit,
             quarantine=entry.quarantine,
+            on_change=self.changes.bump,
         )
         await backend.load(on_progress)
         return backend

@@ -29,20 +29,26 @@ def looked(at: float, **tokens: int) -> Look:
     """Returns a look at a server whose models have generated so many tokens."""
     health = pb.HealthResponse(version="1.2.3", ready=True)
     health.uptime.FromSeconds(3700)
-    models = {}
+    models = []
     for name, count in tokens.items():
         health.models.add(
             name=name,
             state=models_pb2.MODEL_STATE_READY,
-            streams_in_flight=5,
-            queue_length=1,
             parallel_sequences=4,
             queue_capacity=64,
             completion_tokens_total=count,
             prompt_tokens_total=10 * count,
         )
-        models[name] = models_pb2.Model(
-            name=name, state=models_pb2.MODEL_STATE_READY, backend="local", memory_bytes=1 << 30, restarts=2
+        models.append(
+            models_pb2.Model(
+                name=name,
+                state=models_pb2.MODEL_STATE_READY,
+                backend="local",
+                streams_in_flight=5,
+                queue_length=1,
+                memory_bytes=1 << 30,
+                restarts=2,
+            )
         )
     return Look(at, health, models)
 
@@ -155,12 +161,12 @@ class Terminal:
 
 
 @contextlib.asynccontextmanager
-async def terminal(port: int) -> AsyncIterator[Terminal]:
+async def terminal(port: int, interval: str = "100ms") -> AsyncIterator[Terminal]:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 20, 100, 0, 0))
     before = termios.tcgetattr(theirs)
     process = await asyncio.create_subprocess_exec(
-        *COMMAND, "--interval", "100ms", "--address", f"127.0.0.1:{port}",
+        *COMMAND, "--interval", interval, "--address", f"127.0.0.1:{port}",
         stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm"}, start_new_session=True,
         preexec_fn=lambda: fcntl.ioctl(theirs, termios.TIOCSCTTY, 0),
     )  # fmt: skip
@@ -200,3 +206,20 @@ async def test_it_outlives_the_server():
                 await shown.until("q ends it")
                 shown.press(b"q")
                 await shown.process.wait()
+
+
+async def test_a_change_is_shown_when_it_happens():
+    """And not when it is time to look again: the next look is an hour away."""
+    async with (
+        running(models={"demo": demo()}) as (server, client),
+        terminal(server.port, interval="1h") as shown,
+    ):
+        await shown.until("0/8")
+        async with client.stream(endless()) as stream:
+            await anext(stream)
+            await shown.until("1/8")
+        await shown.until("0/8")
+        await client.unload("demo")
+        await shown.until("unloaded")
+        shown.press(b"q")
+        await shown.process.wait()

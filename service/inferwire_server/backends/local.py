@@ -77,8 +77,8 @@ class Steps:
 class LocalBackend:
     """One model in one engine process.
 
-    `load` starts it, `unload` ends it, and `on_exit` is called when it ends by itself after it was loaded. An object
-    serves one process: to start a model again, make a new one.
+    `load` starts it, `unload` ends it, and `on_exit` is called when it ends by itself after it was loaded, `on_change` when
+    its queue is another. An object serves one process: to start a model again, make a new one.
     """
 
     id = BACKEND_ID
@@ -97,6 +97,7 @@ class LocalBackend:
         settings: EngineSettings,
         on_exit: Callable[[], None],
         quarantine: Quarantine | None = None,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self.model = model
         self.instance_id = secrets.token_hex(8)
@@ -105,6 +106,7 @@ class LocalBackend:
         self._adapters = adapters
         self._settings = settings
         self._on_exit = on_exit
+        self._on_change = on_change
         self._quarantine = quarantine or Quarantine(model)
         self._info: models_pb2.Model | None = None
         self._process: asyncio.subprocess.Process | None = None
@@ -508,10 +510,12 @@ class LocalBackend:
         self._last_report = time.monotonic()
         match report.WhichOneof("report"):
             case "step":
-                self._last_step = report.step
+                before, self._last_step = self._last_step, report.step
                 self.steps.add(report.step)
                 for entry in report.step.sequences:
                     self._take_events(entry)
+                if before.waiting != report.step.waiting:
+                    self._on_change()
             case "refused":
                 self._take_events(report.refused)
             case "answer":

@@ -1,4 +1,7 @@
-"""`inferwire top`: the server's models and what they do, as a table that lives."""
+"""`inferwire top`: the server's models and what they do, as a table that lives.
+
+What a model is comes from WatchModels, when it changes; rates and room from Health, which is asked at an interval.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,15 @@ import select
 import signal
 import sys
 import termios
+import threading
 import time
 import tty
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
+from typing import Literal, Self
 
 import click
+import grpc
 from google.protobuf.json_format import MessageToDict
 from rich.console import Console, Group
 from rich.live import Live
@@ -41,7 +47,7 @@ class Look:
 
     at: float
     health: HealthResponse
-    models: dict[str, Model]
+    models: Sequence[Model]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +62,7 @@ class Row:
 
 def rows(now: Look, before: Look | None) -> list[Row]:
     """Returns the models in the server's order, with the rates since the look before."""
+    healths = {each.name: each for each in now.health.models}
     earlier = {each.name: each for each in before.health.models} if before else {}
     seconds = now.at - before.at if before else 0.0
 
@@ -63,18 +70,18 @@ def rows(now: Look, before: Look | None) -> list[Row]:
         # A total that has shrunk began anew, with its engine.
         return (value - past) / seconds if past is not None and seconds > 0 and value >= past else None
 
-    found = []
-    for health in now.health.models:
-        past = earlier.get(health.name)
-        found.append(
-            Row(
-                now.models.get(health.name, Model(name=health.name, state=health.state)),
-                health,
-                rate(health.prompt_tokens_total, past.prompt_tokens_total if past else None),
-                rate(health.completion_tokens_total, past.completion_tokens_total if past else None),
-            )
+    def row(model: Model) -> Row:
+        health, past = healths.get(model.name), earlier.get(model.name)
+        if health is None:  # it came after Health was asked
+            return Row(model, ModelHealth(), None, None)
+        return Row(
+            model,
+            health,
+            rate(health.prompt_tokens_total, past.prompt_tokens_total if past else None),
+            rate(health.completion_tokens_total, past.completion_tokens_total if past else None),
         )
-    return found
+
+    return [row(model) for model in now.models]
 
 
 def screen(now: Look, before: Look | None, address: str, width: int) -> Group:
@@ -102,8 +109,8 @@ def _table(found: list[Row], width: int) -> Table:
     table.add_column("STATE", no_wrap=True, overflow="ellipsis")
     # From the most telling to the least: those that do not fit are left out.
     columns: list[tuple[str, Callable[[Row], str]]] = [
-        ("STREAMS", lambda row: _streams(row.health)),
-        ("QUEUE", lambda row: _queue(row.health)),
+        ("STREAMS", _streams),
+        ("QUEUE", _queue),
         ("TOK/S", lambda row: _rate(row.completion_tokens_per_second)),
         ("PROMPT/S", lambda row: _rate(row.prompt_tokens_per_second)),
         ("MEMORY", lambda row: size(row.model.memory_bytes)),
@@ -131,13 +138,13 @@ def _width(cells: list[str]) -> int:
     return max(map(len, cells)) + 2
 
 
-def _streams(health: ModelHealth) -> str:
-    running = health.streams_in_flight - health.queue_length
-    return f"{running}/{health.parallel_sequences}" if health.parallel_sequences else str(running)
+def _streams(row: Row) -> str:
+    running = row.model.streams_in_flight - row.model.queue_length
+    return f"{running}/{row.health.parallel_sequences}" if row.health.parallel_sequences else str(running)
 
 
-def _queue(health: ModelHealth) -> str:
-    return f"{health.queue_length}/{health.queue_capacity}" if health.queue_capacity else ""
+def _queue(row: Row) -> str:
+    return f"{row.model.queue_length}/{row.health.queue_capacity}" if row.health.queue_capacity else ""
 
 
 def _rate(value: float | None) -> str:
@@ -158,7 +165,11 @@ def document(now: Look, before: Look | None) -> dict[str, object]:
     found = MessageToDict(
         now.health, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
-    for model, row in zip(found["models"], rows(now, before), strict=True):
+    shown = {row.model.name: row for row in rows(now, before)}
+    # Of a model that was unloaded since Health was asked there is nothing to tell.
+    found["models"] = [model for model in found["models"] if model["name"] in shown]
+    for model in found["models"]:
+        row = shown[model["name"]]
         model["prompt_tokens_per_second"] = row.prompt_tokens_per_second
         model["completion_tokens_per_second"] = row.completion_tokens_per_second
         model["memory_bytes"] = row.model.memory_bytes
@@ -183,11 +194,11 @@ def top(connection: Connection, once: bool, as_json: bool, interval: float) -> N
     if console.is_terminal and not once and not as_json:
         _live(connection, console, max(interval, MIN_INTERVAL_SECONDS))
         return
-    with connection.client() as client:
-        before = look(client)
+    with connection.client() as client, Watch(client) as watch:
+        before = look(client, watch)
         while True:
             time.sleep(ONCE_SECONDS if once else max(interval, MIN_INTERVAL_SECONDS))
-            now = look(client)
+            now = look(client, watch)
             if as_json:
                 click.echo(json.dumps(document(now, before), ensure_ascii=False))
             else:
@@ -197,72 +208,155 @@ def top(connection: Connection, once: bool, as_json: bool, interval: float) -> N
             before = now
 
 
-def look(client: Client) -> Look:
+class Watch:
+    """The server's models as WatchModels tells them: now, and after every change. A thread reads it."""
+
+    def __init__(self, client: Client, changed: Callable[[], None] = lambda: None) -> None:
+        """`changed` is called in the thread after every change, and at the end."""
+        self._stream = client.watch_models()
+        self._changed = changed
+        self._models: Sequence[Model] = ()
+        self._error: InferwireError | None = None
+        self._has_begun = threading.Event()
+        self._thread = threading.Thread(target=self._read, name="watch models", daemon=True)
+        self._thread.start()
+
+    def __repr__(self) -> str:
+        return f"<Watch [{len(self._models)} models | {self._error or 'open'}]>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def models(self) -> Sequence[Model]:
+        """Returns the models as they are now. Raises the InferwireError that ended the watch."""
+        if not self._has_begun.wait(CALL_SECONDS):
+            raise InferwireError(
+                grpc.StatusCode.DEADLINE_EXCEEDED, message="the server tells nothing of its models"
+            )
+        if self._error is not None:
+            raise self._error
+        return self._models
+
+    def close(self) -> None:
+        """Ends it."""
+        self._stream.cancel()
+        self._thread.join()
+
+    def _read(self) -> None:
+        try:
+            for snapshot in self._stream:
+                self._models = snapshot.models
+                self._has_begun.set()
+                self._changed()
+        except InferwireError as error:
+            self._error = error
+        self._has_begun.set()
+        self._changed()
+
+
+def look(client: Client, watch: Watch) -> Look:
     """Asks the server."""
     health = client.health(timeout=CALL_SECONDS)
-    models = {model.name: model for model in client.list_models(timeout=CALL_SECONDS).models}
-    return Look(time.monotonic(), health, models)
+    return Look(time.monotonic(), health, watch.models())
 
 
 def _live(connection: Connection, console: Console, interval: float) -> None:
     """Looks and shows until q or Ctrl-C. A server that is gone is said, and looked for again."""
-    client: Client | None = None
     before: Look | None = None
     now: Look | None = None
-    with _keys() as ends_within, Live(console=console, auto_refresh=False, screen=True) as live:
+    with (
+        _keys() as keys,
+        Live(console=console, auto_refresh=False, screen=True) as live,
+        contextlib.ExitStack() as connected,
+    ):
+        client: Client | None = None
+        watch: Watch | None = None
         while True:
             hint = Text("q ends it", "dim")
             try:
-                client = client or connection.client()
-                now, before = look(client), now
+                if client is None or watch is None:
+                    client = connected.enter_context(connection.client())
+                    watch = connected.enter_context(Watch(client, keys.wake))
+                now, before = look(client, watch), now
             except InferwireError as error:
                 if not _may_come_back(error):
                     raise
-                hint = Text(visible(f"no server answers at {connection.address}; looking again"), "red")
+                gone = "the server drains at" if error.reason == "DRAINING" else "no server answers at"
+                hint = Text(visible(f"{gone} {connection.address}; looking again"), "red")
                 before = None
-                if client is not None:
-                    # A new connection is tried at once; an old one waits longer from time to time.
-                    client.close()
-                    client = None
-            shown = screen(now, before, connection.address, console.width) if now else Text()
-            live.update(Group(shown, Text(), hint), refresh=True)
-            if ends_within(interval):
-                break
-    if client is not None:
-        client.close()
+                # A new connection is tried at once; an old one waits longer from time to time.
+                connected.close()
+                client = watch = None
+            until = time.monotonic() + interval
+            while True:
+                shown = screen(now, before, connection.address, console.width) if now else Text()
+                live.update(Group(shown, Text(), hint), refresh=True)
+                match keys.wait(until - time.monotonic()):
+                    case "end":
+                        return
+                    case "time":
+                        break
+                if now is not None and watch is not None:
+                    with contextlib.suppress(InferwireError):  # the next look tells it
+                        now = dataclasses.replace(now, models=watch.models())
 
 
 def _may_come_back(error: InferwireError) -> bool:
     return unreachable(error) or error.reason == "DRAINING" or error.code.name == "DEADLINE_EXCEEDED"
 
 
-@contextlib.contextmanager
-def _keys() -> Iterator[Callable[[float], bool]]:
-    """Yields what waits some seconds and says whether q or Ctrl-C was pressed meanwhile."""
-    woken, wake = os.pipe()
+class _Keys:
+    """What ends the wait for the next look: a key, Ctrl-C, news of the server, or time."""
 
-    def press(number: int, frame: FrameType | None) -> None:
-        os.write(wake, b"q")
+    def __init__(self, inputs: Sequence[int]) -> None:
+        self._inputs = inputs
+        self._woken, self._wake = os.pipe()
 
-    def ends_within(seconds: float) -> bool:
+    def press(self, number: int, frame: FrameType | None) -> None:
+        """A signal's handler: as if q was pressed."""
+        os.write(self._wake, b"q")
+
+    def wake(self) -> None:
+        """Ends the wait. From any thread."""
+        os.write(self._wake, b" ")
+
+    def wait(self, seconds: float) -> Literal["end", "news", "time"]:
+        """Waits so many seconds at most."""
         until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
-            ready, _, _ = select.select([woken, *inputs], [], [], left)
-            if any(b"q" in os.read(fd, 64).lower() for fd in ready):
-                return True
-        return False
+        while True:
+            ready, _, _ = select.select(
+                [self._woken, *self._inputs], [], [], max(0.0, until - time.monotonic())
+            )
+            if not ready:
+                return "time"
+            read = {fd: os.read(fd, 64) for fd in ready}
+            if any(b"q" in data.lower() for data in read.values()):
+                return "end"
+            if self._woken in read:
+                return "news"
 
-    previous = signal.signal(signal.SIGINT, press)
+    def close(self) -> None:
+        """Gives the pipe back, when nobody will wake any more."""
+        os.close(self._woken)
+        os.close(self._wake)
+
+
+@contextlib.contextmanager
+def _keys() -> Iterator[_Keys]:
+    """Reads keys one by one meanwhile, and Ctrl-C as one of them."""
     is_terminal = sys.stdin.isatty()
-    inputs = [sys.stdin.fileno()] if is_terminal else []
+    keys = _Keys([sys.stdin.fileno()] if is_terminal else [])
+    previous = signal.signal(signal.SIGINT, keys.press)
     mode = termios.tcgetattr(sys.stdin) if is_terminal else None
     try:
         if mode is not None:
             tty.setcbreak(sys.stdin)
-        yield ends_within
+        yield keys
     finally:
         if mode is not None:
             termios.tcsetattr(sys.stdin, termios.TCSADRAIN, mode)
         signal.signal(signal.SIGINT, previous)
-        os.close(woken)
-        os.close(wake)
+        keys.close()
