@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 MAX_MESSAGE_BYTES = 32 << 20
+# A call that began in a connection's last moment still has time to tell its end.
+_GRACE_SECONDS = 60.0
 
-OPTIONS: tuple[tuple[str, int], ...] = (
+Options = tuple[tuple[str, int], ...]
+
+OPTIONS: Options = (
     # A second server on the port must fail, not share it.
     ("grpc.so_reuseport", 0),
     ("grpc.max_concurrent_streams", 256),
@@ -20,8 +24,24 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     # too_many_pings).
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.max_ping_strikes", 0),
-    # Connections end now and then, so that clients behind a plain TCP balancer spread over new replicas.
-    ("grpc.max_connection_age_ms", 30 * 60_000),
-    ("grpc.max_connection_age_grace_ms", 10 * 60_000),
     ("grpc.server_handshake_timeout_ms", 10_000),
 )
+
+
+def connection_age(max_seconds: float, max_completion_seconds: float) -> Options:
+    """Returns how long a connection is used for new calls, and how long those that it has may run on: as long as any answer.
+
+    Connections end now and then, so that clients look for new replicas, and spread over them behind a plain TCP balancer.
+    Without a limit where `max_seconds` is 0.
+    """
+    if not max_seconds:
+        return ()
+    return (
+        ("grpc.max_connection_age_ms", _milliseconds(max_seconds)),
+        ("grpc.max_connection_age_grace_ms", _milliseconds(max_completion_seconds + _GRACE_SECONDS)),
+    )
+
+
+def _milliseconds(seconds: float) -> int:
+    # The core's numbers have 31 bits; the largest means never.
+    return min(max(1, round(seconds * 1000)), (1 << 31) - 1)

@@ -244,6 +244,7 @@ class Settings(_Frozen, frozen=True):
     drain_seconds: NotNegative = 25.0
     max_completion_seconds: Positive = 600.0
     write_stall_seconds: Positive = 30.0
+    max_connection_age_seconds: NotNegative = 1800.0
     metrics_address: str = ""
     traces_endpoint: str = ""
     log_prompts: bool = False

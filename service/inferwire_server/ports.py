@@ -30,15 +30,23 @@ class Port:
     """A server on one address. Add what it serves, then `start`."""
 
     def __init__(
-        self, address: Address, access: Access, certificates: Certificates | None, *, title: str = ""
+        self,
+        address: Address,
+        access: Access,
+        certificates: Certificates | None,
+        *,
+        options: channel_arguments.Options = (),
+        title: str = "",
     ) -> None:
-        """`title` is a word for people, of a port that is not the main one."""
+        """`options` are channel arguments beside those of every port, `title` a word for people, of a port beside the main one."""
         self.address = address
         self.title = title
         self._certificates = None if address.path else certificates
         self._names: list[str] = []
         self._is_bound = False
-        self.server = grpc.aio.server(options=channel_arguments.OPTIONS, interceptors=[_Guard(access)])
+        self.server = grpc.aio.server(
+            options=(*channel_arguments.OPTIONS, *options), interceptors=[_Guard(access)]
+        )
 
     def __repr__(self) -> str:
         return (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import pathlib
 import signal
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Self
 import structlog
 
 from inferwire.v1 import inference_pb2, models_pb2
-from inferwire_server import __version__, errors, health, rpc
+from inferwire_server import __version__, channel_arguments, errors, health, rpc
 from inferwire_server.access import Access
 from inferwire_server.backends import providers
 from inferwire_server.backends.scripted import ScriptedBackend
@@ -118,13 +119,20 @@ class Server:
     def _new_ports(self) -> list[Port | web.WebPort]:
         """Returns the ports, the main one first."""
         settings = self.settings
+        new_port = functools.partial(
+            Port,
+            access=self._access,
+            options=channel_arguments.connection_age(
+                settings.max_connection_age_seconds, settings.max_completion_seconds
+            ),
+        )
         inference = InferenceServicer(registry=self.registry, settings=settings, gate=self.gate)
         models = ModelServicer(registry=self.registry)
-        main = Port(settings.main, self._access, self._certificates)
+        main = new_port(settings.main, certificates=self._certificates)
         main.add(INFERENCE_SERVICE.full_name, rpc.bind(INFERENCE_SERVICE, inference, self.gate))
         admin = None
         if settings.admin:
-            admin = Port(settings.admin, self._access, self._certificates, title="Administration")
+            admin = new_port(settings.admin, certificates=self._certificates, title="Administration")
         (admin or main).add(MODEL_SERVICE.full_name, rpc.bind(MODEL_SERVICE, models, self.gate))
         ports: list[Port | web.WebPort] = [main, *([admin] if admin else [])]
         for port in (main, admin):
@@ -134,7 +142,7 @@ class Server:
                     port.add_reflection()
         if settings.probe:
             # In the clear, for those who can ask in no other way: a kubelet.
-            probe = Port(settings.probe, self._access, None, title="Probes")
+            probe = new_port(settings.probe, certificates=None, title="Probes")
             probe.add_health(self.health)
             ports.append(probe)
         if self.web is not None:

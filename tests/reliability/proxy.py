@@ -21,7 +21,9 @@ class Proxy:
         self._talks = asyncio.Event()
         self._talks.set()
         self.bytes_per_second: float | None = None
+        #: Connections that are open now, and all there ever were.
         self.num_connections = 0
+        self.num_accepted = 0
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
@@ -72,6 +74,7 @@ class Proxy:
         assert task is not None, "a connection is a task"
         self._tasks.add(task)
         self.num_connections += 1
+        self.num_accepted += 1
         writers = {writer}
         try:
             there, back = await asyncio.open_connection("127.0.0.1", self._target)
