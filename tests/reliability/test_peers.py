@@ -1,9 +1,12 @@
-"""R14, R15: callers that do not read, and callers that are gone without a word, cost little and not for long."""
+"""R14, R15, R39: callers that do not read, and callers that are gone without a word, cost little and not for long; who is there and
+waits is not taken for one of them.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import time
 from collections.abc import AsyncIterator
 
@@ -136,3 +139,50 @@ async def test_r15_a_peer_that_is_gone_is_noticed(stub, card, monkeypatch):
             else:
                 with pytest.raises(rig.Hung):
                     await seconds_until_free(server, num, 3 * KEEPALIVE_SECONDS)
+
+
+async def goaways(server: Server, num: int, silent_seconds: float, ping_seconds: float) -> int:
+    """Returns how many of some clients that wait and ping are sent away: a call of theirs fails, or they connect again."""
+    silent = json.dumps({"events": [{"delay_seconds": silent_seconds}, {"text": "a"}]})
+    options = [
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.keepalive_time_ms", int(ping_seconds * 1000)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.enable_retries", 0),
+    ]
+
+    async def one() -> bool:
+        request = pb.CompleteRequest(model="scripted", prompt=silent)
+        async with (
+            Proxy(server.port) as proxy,
+            grpc.aio.insecure_channel(proxy.address, options) as channel,
+        ):
+            stub = InferenceServiceStub(channel)
+            told = await asyncio.gather(
+                stub.Complete(request), rest(stub.StreamComplete(request)), return_exceptions=True
+            )
+            return proxy.num_accepted > 1 or any(isinstance(each, grpc.aio.AioRpcError) for each in told)
+
+    return sum(await asyncio.gather(*(one() for _ in range(num))))
+
+
+@pytest.mark.nightly
+async def test_r39_a_client_that_pings_through_a_long_silence_is_not_sent_away(card, monkeypatch):
+    """Five clients, each with a unary call and a stream, ping every ten seconds for 45 seconds in which nothing comes. A server with
+    gRPC's own limits sends them away.
+    """
+    num, silent_seconds, ping_seconds = 5, 45.0, 10.0
+    async with contextlib.AsyncExitStack() as stack:
+        server, _ = await stack.enter_async_context(serving.running(scripted=True))
+        options = dict(ports.channel_arguments.OPTIONS)
+        del options["grpc.http2.min_ping_interval_without_data_ms"], options["grpc.http2.max_ping_strikes"]
+        monkeypatch.setattr(ports.channel_arguments, "OPTIONS", tuple(options.items()))
+        strict, _ = await stack.enter_async_context(serving.running(scripted=True))
+        found, control = await asyncio.gather(
+            goaways(server, num, silent_seconds, ping_seconds),
+            goaways(strict, num, silent_seconds, ping_seconds),
+        )
+    card.tell("R39", "goaway", found, n=num)
+    assert 0 == found
+    assert control > 0
