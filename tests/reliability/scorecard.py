@@ -120,7 +120,12 @@ MEASURES: tuple[Measure, ...] = (
         ("tasks", "tasks more than before", 2, ""),
         ("processes", "processes more than before", 0, ""),
     ),
-    *_row("R18", ("crashes", "wrong answers and crashes in 800 loads and unloads", 0, "")),
+    *_row(
+        "R18",
+        ("crashes", "wrong answers and crashes in 800 loads, unloads and requests", 0, ""),
+        ("copies", "copies of the model at once", 1, ""),
+        ("growth", "growth of the gateway meanwhile", 20, "MiB"),
+    ),
     *_row(
         "R19",
         ("lost", "streams that an unload with a drain lost", 0, ""),
