@@ -423,7 +423,8 @@ class Registry:
             for index, adapter in enumerate(config.lora_adapters)
         )
 
-    def _start_load(self, entry: Entry, spec: Spec, *, delay_seconds: float = 0.0) -> None:
+    def _start_load(self, entry: Entry, spec: Spec, *, restart_delay_seconds: float | None = None) -> None:
+        """Starts a load; with a delay it is one that nobody has asked for, after an engine ended by itself."""
         replaces = entry.state == models_pb2.MODEL_STATE_READY
         if not replaces:
             entry.state = models_pb2.MODEL_STATE_LOADING
@@ -431,21 +432,25 @@ class Registry:
         previous = entry.spec
         entry.spec = spec
         entry.progress = models_pb2.LoadProgress(stage=models_pb2.LOAD_STAGE_STARTING)
-        entry.load_task = self._spawn(self._load(entry, spec, delay_seconds), f"load {entry.name}")
+        entry.load_task = self._spawn(self._load(entry, spec, restart_delay_seconds), f"load {entry.name}")
 
         def done(task: asyncio.Task[None]) -> None:
-            failed = task.cancelled() or task.exception() is not None
-            if replaces and failed:
+            error = None if task.cancelled() else task.exception()
+            if replaces and (task.cancelled() or error is not None):
                 entry.spec = previous
             entry.load_task = None
             entry.progress = None
+            if error is not None and restart_delay_seconds is not None and entry.unload_task is None:
+                # Nobody waits for it who could try again. What was loaded once may be loaded yet: whatever ended the
+                # engine may still be about, or others have the memory.
+                self._start_again(entry, error)
             self.changes.bump()
 
         entry.load_task.add_done_callback(done)
         self.changes.bump()
 
-    async def _load(self, entry: Entry, spec: Spec, delay_seconds: float) -> None:
-        await asyncio.sleep(delay_seconds)
+    async def _load(self, entry: Entry, spec: Spec, restart_delay_seconds: float | None) -> None:
+        await asyncio.sleep(restart_delay_seconds or 0.0)
         begin = time.monotonic()
 
         def on_progress(progress: models_pb2.LoadProgress) -> None:
@@ -464,6 +469,9 @@ class Registry:
             error.metadata.setdefault("model", entry.name)
             if spec.file is None:
                 error.metadata.setdefault("backend", spec.source.remote.backend)
+            if restart_delay_seconds is not None:
+                log.warning("model_restart_failed", model=entry.name, reason=error.reason)
+                raise
             if entry.state == models_pb2.MODEL_STATE_LOADING:
                 entry.state = models_pb2.MODEL_STATE_FAILED
                 entry.failure = models_pb2.Failure(reason=wire.reason_value(error), message=error.message)
@@ -513,25 +521,32 @@ class Registry:
         crashed, entry.instance = entry.instance, None
         if crashed is not None and crashed.local is not None:
             _ = self._spawn(crashed.local.unload(), f"reap {entry.name}")
-        if entry.state != models_pb2.MODEL_STATE_READY or entry.spec is None:
-            return
+        if entry.state == models_pb2.MODEL_STATE_READY:
+            self._start_again(entry, errors.EngineCrashed("the engine crashed too often"))
+
+    def _start_again(self, entry: Entry, error: BaseException) -> None:
+        """Counts an engine's end and starts the next, unless there were too many: then `error` is why the model has failed."""
+        assert entry.spec is not None, "it was loaded"
         now = time.monotonic()
         entry.crashes.append(now)
         while entry.crashes[0] < now - self._engine.restart_window_seconds:
             entry.crashes.popleft()
         if len(entry.crashes) > self._engine.max_restarts:
-            entry.state = models_pb2.MODEL_STATE_FAILED
-            entry.failure = models_pb2.Failure(
-                reason=wire.reason_value(errors.EngineCrashed("")), message="the engine crashed too often"
+            told = (
+                error
+                if isinstance(error, errors.ServingError)
+                else errors.Internal("the engine did not start")
             )
-            log.error("model_failed", model=entry.name, reason="ENGINE_CRASHED", crashes=len(entry.crashes))
+            entry.state = models_pb2.MODEL_STATE_FAILED
+            entry.failure = models_pb2.Failure(reason=wire.reason_value(told), message=told.message)
+            log.error("model_failed", model=entry.name, reason=told.reason, crashes=len(entry.crashes))
             self.changes.bump()
             return
         delay = min(FIRST_RESTART_DELAY_SECONDS * 2 ** (len(entry.crashes) - 1), MAX_RESTART_DELAY_SECONDS)
         entry.restarts += 1
         entry.state = models_pb2.MODEL_STATE_LOADING
         log.warning("model_restarting", model=entry.name, delay_seconds=delay, restarts=entry.restarts)
-        self._start_load(entry, entry.spec, delay_seconds=delay)
+        self._start_load(entry, entry.spec, restart_delay_seconds=delay)
 
     # Unloading.
 

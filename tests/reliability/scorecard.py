@@ -204,7 +204,12 @@ MEASURES: tuple[Measure, ...] = (
         ("wrong", "starts that cannot be, without exit code 2 and one line", 0, ""),
         ("slow", "exit after the imports, slowest", 1, "s"),
     ),
-    *_row("R42", ("hung", "RPCs without a status in 10 minutes of random faults", 0, "")),
+    *_row(
+        "R42",
+        ("hung", "calls without a status 1 s after their deadline, in 10 minutes of random faults", 0, ""),
+        ("wrong", "calls whose reason is no fault's of these", 0, ""),
+        ("growth", "growth of the gateway meanwhile", 10, "MiB"),
+    ),
     *_row(
         "R43",
         ("rate", "tokens/s lost to the engine process", 3, "%"),

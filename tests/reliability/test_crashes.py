@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from inferwire import AsyncClient, InferwireError
-from inferwire.v1 import models_pb2
+from inferwire.v1 import error_reason_pb2, models_pb2
 from inferwire_server.backends.local import LocalBackend
 from inferwire_server.backends.quarantine import Quarantine
 from inferwire_server.config import EngineSettings
@@ -162,6 +162,58 @@ async def test_however_an_engine_fails_it_is_started_again(stub, fault):
         assert "ENGINE_CRASHED" == (await failure(call)).reason
         await rig.within(30, until_state(server, "stub", models_pb2.MODEL_STATE_READY))
         assert (await client.complete(rig.request(max_tokens=3))).HasField("completion")
+
+
+async def _kill_restarts(server: Server, num: int) -> None:
+    """Kills a model's engine, and then each next one while it loads."""
+    with server.registry.lease("stub") as backend:
+        pids = {backend.pid}
+        os.kill(backend.pid, signal.SIGKILL)
+    for _ in range(num):
+        await rig.until(server, lambda: any(each.pid not in pids for each in _engines()), 20, "a restart")
+        (engine,) = (each for each in _engines() if each.pid not in pids)
+        pids.add(engine.pid)
+        engine.kill()
+
+
+def _engines() -> list[psutil.Process]:
+    """Returns the stub engines of this process. One that was not yet started by its fork would be killed with the name of ours."""
+    return [
+        each for each in psutil.Process().children() if _lives(each) and "stub_engine" in str(each.cmdline())
+    ]
+
+
+async def test_an_engine_that_ends_while_it_is_started_again_is_started_again(stub):
+    """Nobody waits for a restart who could try again."""
+    async with rig.stub_server(models={"stub": stub(load_seconds=1)}, engine=FOR_EVER) as (server, client):
+        await _kill_restarts(server, 3)
+        await rig.within(30, until_state(server, "stub", models_pb2.MODEL_STATE_READY), "a restart")
+        assert 4 == server.registry.model("stub").restarts
+        assert (await client.complete(rig.request(max_tokens=3))).HasField("completion")
+
+
+async def test_restarts_that_fail_count_as_crashes(stub):
+    """Too many of them, and the model has failed, until somebody loads it."""
+    engine = EngineSettings(max_restarts=2)
+    async with rig.stub_server(models={"stub": stub(load_seconds=1)}, engine=engine) as (server, client):
+        await _kill_restarts(server, 2)
+        await rig.within(30, until_state(server, "stub", models_pb2.MODEL_STATE_FAILED), "the end of it")
+        # Its loads were the last that failed, not a request.
+        assert (
+            error_reason_pb2.ERROR_REASON_MODEL_FILE_INVALID == server.registry.model("stub").failure.reason
+        )
+        await client.load("stub")
+        assert (await client.complete(rig.request(max_tokens=3))).HasField("completion")
+
+
+async def test_a_model_that_is_unloaded_is_not_started_again(stub):
+    """Even while its restarts fail."""
+    async with rig.stub_server(models={"stub": stub(load_seconds=1)}, engine=FOR_EVER) as (server, client):
+        await _kill_restarts(server, 1)
+        assert (await client.unload("stub")).was_loaded
+        await asyncio.sleep(1)  # twice the time after which it would be started
+        assert models_pb2.MODEL_STATE_UNLOADED == server.registry.model("stub").state
+        assert [] == _engines()
 
 
 async def num_outliving(
