@@ -296,6 +296,7 @@ async def test_r42_every_call_ends_in_time_whatever_goes_wrong(stub, card, draw,
     assert [] == told.wrong[:5]
     assert growth < 20
 
-    async with soaking(tmp_path / "control", models, seed, rig_blocks_loop_seconds="3") as (_, soak, log, _):
+    blocked = {"rig_lag_file": str(tmp_path / "lag"), "rig_blocks_loop_seconds": "3"}
+    async with soaking(tmp_path / "control", models, seed, **blocked) as (_, soak, log, _):
         await soak.run(8)
         assert [] != Told(log, soak.deadlines).late
