@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -36,7 +37,7 @@ class Terminal:
             stdout=slave,
             stderr=slave,
             start_new_session=True,
-            env={**os.environ, "TERM": kind},
+            env={**os.environ, "TERM": kind, "PYTHONFAULTHANDLER": "1"},
         )
         os.close(slave)
         self._unread = b""
@@ -70,19 +71,30 @@ class Terminal:
 
     def interrupt_until_it_ends(self) -> int:
         """Presses Ctrl-C at a prompt, and again where the terminal's line reader was not yet waiting for it."""
-        while True:
+        for _ in range(6):
             self.interrupt()
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 return self._process.wait(5)
-            except subprocess.TimeoutExpired:
-                continue
+        # Makes it say what it does.
+        self._process.send_signal(signal.SIGABRT)
+        raise AssertionError(f"it does not end:\n{self._rest()}")
+
+    def _rest(self) -> str:
+        """Returns what is shown within a second."""
+        shown = self._unread
+        while select.select([self._master], [], [], 1)[0]:
+            try:
+                shown += os.read(self._master, 4096)
+            except OSError:  # nobody has the terminal any more
+                break
+        return shown.decode(errors="replace")
 
     def exit_code(self) -> int:
         return self._process.wait(PATIENCE_SECONDS)
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-c", "from inferwire_server.cli import main; main()", *arguments]
+    return [sys.executable, "-m", "inferwire_server.cli", *arguments]
 
 
 class TestChat:
