@@ -128,7 +128,7 @@ class TestErrors:
 
     def test_tls_where_there_is_none(self, server: ScriptedServer) -> None:
         """A server without TLS cannot be called with it; the error says what to do, and the library says nothing."""
-        code = "from inferwire_server.cli import run; run()"
+        code = "from inferwire_server.cli import main; main()"
         arguments = ["models", "--tls", "--address", server.address]
         result = subprocess.run(
             [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
@@ -520,25 +520,3 @@ def test_seconds(given: str, seconds: float) -> None:
 def test_size(num_bytes: int, shown: str) -> None:
     """0 means not known and shows nothing."""
     assert shown == size(num_bytes)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "shown"),
-    [(["--version"], 0, "inferwire "), (["nonsense"], 2, ""), (["boom"], 1, "")],
-    ids=["done", "usage", "defect"],
-)
-def test_the_process_ends_with_the_command(arguments: list[str], code: int, shown: str) -> None:
-    """With its exit code and all that it has said, even while a thread goes on that nobody can end."""
-    script = (
-        "import sys, threading, time\n"
-        "from inferwire_server import cli\n"
-        "threading.Thread(target=time.sleep, args=(600,)).start()\n"
-        "if sys.argv[1] == 'boom': cli.main = lambda: 1 / 0\n"
-        "cli.run()\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert code == done.returncode
-    assert done.stdout.startswith(shown)
-    assert ("ZeroDivisionError" in done.stderr) == (arguments == ["boom"])

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import os
-import sys
-from typing import NoReturn
 
 import click
 
@@ -69,23 +65,3 @@ def main() -> None:
     Start a server in one terminal:   inferwire serve
     and talk to it in another:        inferwire chat
     """
-
-
-def run() -> NoReturn:
-    """The command as a process of its own, which ends when the command does.
-
-    The interpreter's own end waits for the threads of the libraries, gRPC's among them, and nothing that they hold is of use
-    any more.
-    """
-    code: object = 1
-    try:
-        main()
-    except SystemExit as end:
-        code = end.code
-    except BaseException:  # noqa: BLE001  told as the interpreter would
-        sys.excepthook(*sys.exc_info())
-    for stream in (sys.stdout, sys.stderr):
-        # Where the reader of a pipe has gone, click has told so by its exit code.
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(code if isinstance(code, int) else code is not None)

@@ -1,5 +1,5 @@
 """`python -m inferwire_server.cli`: the same as the command `inferwire`."""
 
-from inferwire_server.cli import run
+from inferwire_server.cli import main
 
-run()
+main()
