@@ -132,7 +132,12 @@ MEASURES: tuple[Measure, ...] = (
         ("force", "unload without a drain until the statuses, slowest", 500, "ms"),
         ("late", "unload beyond its drain timeout, slowest", 2, "s"),
     ),
-    *_row("R20", ("died", "broken model files that harmed the gateway", 0, "")),
+    *_row(
+        "R20",
+        ("died", "broken model files that harmed the gateway or another model's answer, or are told wrongly", 0, ""),
+        ("slow", "Load of one until its answer, slowest", 10, "s"),
+        ("memory", "memory of an engine that reads one, most", 1024, "MiB"),
+    ),
     *_row("R21", ("wrong", "malformed requests answered UNKNOWN or INTERNAL, or that harmed", 0, "")),
     *_row(
         "R22",
