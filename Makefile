@@ -102,7 +102,7 @@ check-image: .venv-sbom/stamp ## Build the container image without Docker, and t
 	@$(SETUP) --dev
 	@$(BIN)/python tools/check_image.py $(ARGS)
 
-reliability: ## Run every row of tests/reliability, the long ones too, and write its scorecard (a quarter of an hour)
+reliability: ## Run every row of tests/reliability, the long ones too, and write its scorecard (half an hour)
 	@$(SETUP) --dev
 	@$(BIN)/python -m pytest tests/reliability --nightly --scorecard --timeout=900 $(ARGS)
 
