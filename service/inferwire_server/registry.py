@@ -521,8 +521,14 @@ class Registry:
         crashed, entry.instance = entry.instance, None
         if crashed is not None and crashed.local is not None:
             _ = self._spawn(crashed.local.unload(), f"reap {entry.name}")
-        if entry.state == models_pb2.MODEL_STATE_READY:
-            self._start_again(entry, errors.EngineCrashed("the engine crashed too often"))
+        if entry.state != models_pb2.MODEL_STATE_READY:
+            return
+        if entry.load_task is not None:
+            # What was to replace it is on its way, and takes its place.
+            entry.state = models_pb2.MODEL_STATE_LOADING
+            self.changes.bump()
+            return
+        self._start_again(entry, errors.EngineCrashed("the engine crashed too often"))
 
     def _start_again(self, entry: Entry, error: BaseException) -> None:
         """Counts an engine's end and starts the next, unless there were too many: then `error` is why the model has failed."""

@@ -216,6 +216,21 @@ async def test_a_model_that_is_unloaded_is_not_started_again(stub):
         assert [] == _engines()
 
 
+async def test_an_engine_that_ends_while_it_is_replaced_is_not_started_again(stub):
+    """The one that replaces it serves."""
+    config = models_pb2.LoadConfig(context_length=1024)
+    async with rig.stub_server(models={"stub": stub(load_seconds=1)}) as (server, client):
+        replacing = asyncio.create_task(client.load("stub", config=config, replace=True))
+        await rig.until(server, lambda: len(_engines()) == 2, 20, "the second engine")
+        with server.registry.lease("stub") as backend:
+            os.kill(backend.pid, signal.SIGKILL)
+        await rig.until(server, lambda: server.registry.states()["stub"] != models_pb2.MODEL_STATE_READY, 20)
+        await rig.within(20, asyncio.wait([replacing]), "the load")
+        assert 1024 == (await replacing).model.context_length
+        assert (await client.complete(rig.request(max_tokens=3))).HasField("completion")
+        assert (1, 0) == (len(_engines()), server.registry.model("stub").restarts)
+
+
 async def num_outliving(
     *arguments: str, guard_seconds: float, num_gateways: int, **settings: str
 ) -> tuple[int, int]:
