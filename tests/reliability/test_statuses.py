@@ -124,10 +124,11 @@ async def unlike_the_table(keys_file: pathlib.Path) -> list[str]:
     server = Server(Settings(address="127.0.0.1:0", scripted=True, keys_file=str(keys_file)))
     await server.start()
     try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        address = f"127.0.0.1:{server.port}"
+        async with grpc.aio.insecure_channel(address) as channel:
             for method in served():
                 for key in CREDENTIALS:
-                    told = await outcome(channel, method, key, request_of(method))
+                    told = await outcome(channel, method, key, request_of(method), address=address)
                     if not is_right(method, key, told):
                         wrong.append(f"{method} with {key}: {told}")
     finally:
