@@ -149,11 +149,13 @@ async def test_r37_a_clock_that_jumps_disturbs_nobody(stub, card, monkeypatch):
     card.tell("R37", "spurious", spurious, n=22)
     assert 0 == spurious
 
-    async with rig.stub_server(models=models) as (server, _):
-        with monkeypatch.context() as patch:
-            clock = Clock(time.monotonic)
-            patch.setattr(time, "monotonic", clock)
-            assert await num_spurious(server, clock.jump) > 0
+    # The timers of the event loop go by that clock, too: streams that never end are as bad as those that end wrongly.
+    with contextlib.suppress(rig.Hung):
+        async with rig.stub_server(models=models) as (server, _):
+            with monkeypatch.context() as patch:
+                clock = Clock(time.monotonic)
+                patch.setattr(time, "monotonic", clock)
+                assert await num_spurious(server, clock.jump) > 0
 
 
 def wall_clock_uses(source: str) -> list[int]:

@@ -176,7 +176,8 @@ async def test_r39_a_client_that_pings_through_a_long_silence_is_not_sent_away(c
     async with contextlib.AsyncExitStack() as stack:
         server, _ = await stack.enter_async_context(serving.running(scripted=True))
         options = dict(ports.channel_arguments.OPTIONS)
-        del options["grpc.http2.min_ping_interval_without_data_ms"], options["grpc.http2.max_ping_strikes"]
+        del options["grpc.http2.min_ping_interval_without_data_ms"]
+        options["grpc.http2.max_ping_strikes"] = 1
         monkeypatch.setattr(ports.channel_arguments, "OPTIONS", tuple(options.items()))
         strict, _ = await stack.enter_async_context(serving.running(scripted=True))
         found, control = await asyncio.gather(

@@ -53,7 +53,15 @@ ENDS = {
         "CONTEXT_LENGTH_EXCEEDED",
     },
     "load": {"QUEUE_FULL", "DEADLINE_UNREACHABLE"},
-    "models": {"MODEL_NOT_LOADED", "MODEL_LOADING", "MODEL_UNLOADING", "MODEL_UNLOADED", "LOAD_CANCELLED"},
+    # A Load whose engine is killed fails; the model is FAILED until the next.
+    "models": {
+        "MODEL_FAILED",
+        "MODEL_NOT_LOADED",
+        "MODEL_LOADING",
+        "MODEL_UNLOADING",
+        "MODEL_UNLOADED",
+        "LOAD_CANCELLED",
+    },
     "engine": {"ENGINE_CRASHED", "ENGINE_STALLED", "REQUEST_QUARANTINED"},
     "provider": {reason for fault in FAULTS for reason in fault.reasons} | {"UPSTREAM_UNAVAILABLE"},
     # No word of ours: the connection broke, or gRPC itself ended the call.
