@@ -192,13 +192,10 @@ def free_port() -> int:
         return int(it.getsockname()[1])
 
 
-class Lag:
-    """How late the event loop of this process calls who asked for it, in milliseconds, while it is entered."""
-
-    INTERVAL_SECONDS = 0.005
+class Sampler:
+    """Samples something all the time, as `_sample` says, while it is entered."""
 
     def __init__(self) -> None:
-        self.milliseconds: list[float] = []
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -209,6 +206,19 @@ class Lag:
         assert self._task is not None, "left before it was entered"
         self._task.cancel()
         await asyncio.wait([self._task])
+
+    async def _sample(self) -> None:
+        raise NotImplementedError
+
+
+class Lag(Sampler):
+    """How late the event loop of this process calls who asked for it, in milliseconds, while it is entered."""
+
+    INTERVAL_SECONDS = 0.005
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.milliseconds: list[float] = []
 
     async def _sample(self) -> None:
         while True:

@@ -7,7 +7,6 @@ import collections
 import contextlib
 import random
 import shutil
-from typing import Self
 
 import psutil
 import pytest
@@ -84,27 +83,18 @@ async def answer(client: AsyncClient, prompt: str) -> str:
     return text_of((await client.complete(rig.request(prompt, "m", max_tokens=24))).message)
 
 
-class Copies:
+class Copies(rig.Sampler):
     """Looks how many engine processes there are at once, while it is entered."""
 
     def __init__(self, gateway: rig.Process) -> None:
-        self._gateway = psutil.Process(gateway.popen.pid)
-        self._task: asyncio.Task[None] | None = None
+        super().__init__()
+        self._gateway = gateway
         self.most = 0
 
-    async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._look())
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._task is not None, "left before it was entered"
-        self._task.cancel()
-        await asyncio.wait([self._task])
-
-    async def _look(self) -> None:
+    async def _sample(self) -> None:
         while True:
             engines = 0
-            for child in self._gateway.children():
+            for child in self._gateway.children:
                 with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
                     engines += "inferwire_server.engine" in child.cmdline()
             self.most = max(self.most, engines)
